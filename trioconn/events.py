@@ -1,0 +1,248 @@
+"""What happens to connections, as values for observers.
+
+An observer is a callable that gets one of these. They are immutable by convention: frozen dataclasses would cost four
+times as much to make, and with an observer installed several are made for each lease.
+
+Times are those of the clock of the trio run (`trio.current_time`), in seconds. A *dial* is one attempt of the pool to
+make a connection, with a number of its own; within it every address that is tried is an *attempt*, numbered from 0.
+A *connection* is numbered when it is made. ``hop`` is a proxy's number, -1 is the target.
+
+The order in the life of one connection::
+
+    Queued → DialStarted → CacheHit | CacheMiss → LookupStarted → LookupFinished
+           → AttemptStarted → AttemptProgressed → TunnelStarted → TunnelFinished → TLSStarted → TLSFinished
+           → AttemptWon | AttemptLost | AttemptFailed → Created → QueueEnded
+           → Released → Reused → … → Closed
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from ._route import Route
+
+Report: TypeAlias = Callable[..., None]
+"""How establishing code reports: ``report(EventClass, **fields)``. Time, route and dial are added on the way."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Event:
+    """The base of all events: when, and about which route."""
+
+    at: float
+    route: Route
+
+
+@dataclass(slots=True, kw_only=True)
+class Queued(Event):
+    """A caller found no idle connection and waits."""
+
+    waiter: int
+
+
+@dataclass(slots=True, kw_only=True)
+class QueueEnded(Event):
+    """A caller waits no longer. ``outcome`` is ``"granted"``, ``"failed"``, ``"cancelled"`` or ``"closed"``."""
+
+    waiter: int
+    outcome: str
+    waited: float
+
+
+@dataclass(slots=True, kw_only=True)
+class DialEvent(Event):
+    """The base of what happens while a connection is being made."""
+
+    dial: int
+
+
+@dataclass(slots=True, kw_only=True)
+class DialStarted(DialEvent):
+    """The pool began to make a connection."""
+
+
+@dataclass(slots=True, kw_only=True)
+class DialFailed(DialEvent):
+    """No connection came of it."""
+
+    error: BaseException
+    stage: str
+
+
+@dataclass(slots=True, kw_only=True)
+class DialAborted(DialEvent):
+    """Nobody needs it any more, or the connector is closing."""
+
+
+@dataclass(slots=True, kw_only=True)
+class CacheHit(DialEvent):
+    """The addresses of ``host`` were known."""
+
+    host: str
+
+
+@dataclass(slots=True, kw_only=True)
+class CacheMiss(DialEvent):
+    """The addresses of ``host`` were not known."""
+
+    host: str
+
+
+@dataclass(slots=True, kw_only=True)
+class LookupStarted(DialEvent):
+    """The resolver is asked, or a lookup that runs already is shared (``shared``)."""
+
+    host: str
+    shared: bool = False
+
+
+@dataclass(slots=True, kw_only=True)
+class LookupFinished(DialEvent):
+    """The resolver answered: addresses as text, or what went wrong."""
+
+    host: str
+    addresses: tuple[str, ...] = ()
+    error: str | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class AttemptEvent(DialEvent):
+    """The base of what happens to one address of a race."""
+
+    index: int
+
+
+@dataclass(slots=True, kw_only=True)
+class AttemptStarted(AttemptEvent):
+    """A connection to ``address`` is being opened: a socket address, or a path."""
+
+    address: Any
+
+
+@dataclass(slots=True, kw_only=True)
+class AttemptProgressed(AttemptEvent):
+    """The attempt got on: the ``stage`` it has finished."""
+
+    stage: str
+
+
+@dataclass(slots=True, kw_only=True)
+class AttemptWon(AttemptEvent):
+    """The first that went all the way."""
+
+
+@dataclass(slots=True, kw_only=True)
+class AttemptLost(AttemptEvent):
+    """Another one won, or it was silent for too long; its socket is closed."""
+
+
+@dataclass(slots=True, kw_only=True)
+class AttemptFailed(AttemptEvent):
+    """The attempt ended in an error."""
+
+    error: BaseException
+
+
+@dataclass(slots=True, kw_only=True)
+class AttemptDenied(DialEvent):
+    """The address policy refused ``address``: it was not dialled."""
+
+    address: str
+
+
+@dataclass(slots=True, kw_only=True)
+class TunnelStarted(DialEvent):
+    """Proxy ``hop`` is asked for a tunnel to ``target`` (host and port)."""
+
+    hop: int
+    target: str
+
+
+@dataclass(slots=True, kw_only=True)
+class TunnelFinished(DialEvent):
+    """The tunnel stands, or the proxy refused: its ``status`` and the error."""
+
+    hop: int
+    status: int | None = None
+    error: BaseException | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class TLSStarted(DialEvent):
+    """A handshake begins with proxy ``hop`` or the target (-1)."""
+
+    hop: int
+    server_name: str | None
+
+
+@dataclass(slots=True, kw_only=True)
+class TLSFinished(DialEvent):
+    """The handshake ended. On success ``version``, ``cipher``, ``alpn``, ``resumed`` and the leaf (DER) are known."""
+
+    hop: int
+    version: str | None = None
+    cipher: str | None = None
+    alpn: str | None = None
+    resumed: bool = False
+    certificate: bytes | None = None
+    error: BaseException | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class ConnectionEvent(Event):
+    """The base of what happens to a connection that was made."""
+
+    connection: int
+
+
+@dataclass(slots=True, kw_only=True)
+class Created(ConnectionEvent):
+    """A connection stands. ``dial`` is the number of the dial that made it, ``seconds`` what that took."""
+
+    dial: int
+    seconds: float
+    session_reused: bool = False
+
+
+@dataclass(slots=True, kw_only=True)
+class Reused(ConnectionEvent):
+    """An idle connection was handed out; ``uses`` counts this lease, ``idle`` is how long it lay, in seconds."""
+
+    uses: int
+    idle: float
+
+
+@dataclass(slots=True, kw_only=True)
+class Released(ConnectionEvent):
+    """A lease ended and the connection was clean; ``leased`` is how long it was out, in seconds."""
+
+    leased: float
+
+
+@dataclass(slots=True, kw_only=True)
+class Closed(ConnectionEvent):
+    """A connection was closed, and why: one of `REASONS`."""
+
+    reason: str
+    age: float
+
+
+REASONS: dict[str, str] = {
+    "server closed": "the peer ended the stream or reset it",
+    "stray bytes": "the peer sent something that nobody had asked for",
+    "idle": "it lay unused for longer than the keep-alive",
+    "age": "its lifetime was over",
+    "uses": "it had served max_uses leases",
+    "evicted": "its slot was needed for another host",
+    "force_close": "the connector closes every connection after its lease",
+    "not released": "the lease ended without release(): the client did not vouch for it",
+    "error": "the lease ended with an exception",
+    "cancelled": "the lease was cancelled",
+    "in use": "a task was still inside a call of the stream when it was released",
+    "protocol": "protocol.should_close said so",
+    "lost": "the lease was collected without having been released",
+    "closed": "the connector was closed",
+}
+"""Why connections end: the values of `Closed.reason` and the keys of ``statistics().closed``."""
