@@ -1,0 +1,119 @@
+"""The project's checks. `nox` runs those that a change must pass; `nox -l` lists all.
+
+Only the standard library's venv (or virtualenv) is used, so nothing but nox itself has to be there.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.10"
+nox.options.default_venv_backend = "virtualenv"
+nox.options.error_on_missing_interpreters = False  # a machine rarely has all of them
+nox.options.sessions = ["lint", "types", "docs", "tests", "lowest"]
+
+PYPROJECT = nox.project.load_toml("pyproject.toml")
+PYTHONS = nox.project.python_versions(PYPROJECT)
+OLDEST = PYTHONS[0]
+# flake8-async's rules about checkpoints and generators are off unless they are asked for.
+ASYNC_RULES = "ASYNC1,ASYNC2,ASYNC3,ASYNC4,ASYNC900,ASYNC910,ASYNC911,ASYNC912"
+
+
+def pyenv_folders() -> list[str]:
+    """The folders in which pyenv, where it is used, keeps its Pythons.
+
+    Its shims find only the versions that are activated, and answer for the others with an error.
+    """
+    root = os.environ.get("PYENV_ROOT")
+    if not root and (pyenv := shutil.which("pyenv")):
+        root = subprocess.run([pyenv, "root"], capture_output=True, text=True, check=False).stdout.strip()
+    folders = Path(root or Path.home() / ".pyenv", "versions").glob("3.*/bin")
+    return [str(folder) for folder in sorted(folders) if any(folder.glob(f"python{python}") for python in PYTHONS)]
+
+
+# In front of the shims; only names with a minor version are looked up, so the order among them does not matter.
+os.environ["PATH"] = os.pathsep.join([*pyenv_folders(), os.environ["PATH"]])
+
+
+def group(name: str) -> list[str]:
+    """The requirements of a dependency group, for a pip that does not know groups yet."""
+    return list(nox.project.dependency_groups(PYPROJECT, name))
+
+
+def lowest_versions() -> list[str]:
+    """Every lower bound of what users install, as the only version allowed."""
+    project = PYPROJECT["project"]
+    extras = [requirement for extra in project["optional-dependencies"].values() for requirement in extra]
+    bounds = [requirement for requirement in [*project["dependencies"], *extras] if ">=" in requirement]
+    return [bound.replace(">=", "==") for bound in bounds]
+
+
+@nox.session(python=PYTHONS)
+def tests(session: nox.Session) -> None:
+    """The tests, on every Python that is found."""
+    session.install("-e", ".[all]", *group("test"))
+    session.run("python", "-m", "pytest", *session.posargs)
+
+
+@nox.session(python=OLDEST)
+def lowest(session: nox.Session) -> None:
+    """The tests, on the lowest versions of the dependencies that pyproject.toml allows."""
+    constraints = Path(session.create_tmp(), "lowest.txt")
+    constraints.write_text("\n".join(lowest_versions()) + "\n", encoding="utf-8")
+    session.install("-e", ".[all]", *group("test"), "-c", str(constraints))
+    session.run("python", "-m", "pytest", *session.posargs)
+
+
+@nox.session(python=OLDEST)
+def coverage(session: nox.Session) -> None:
+    """The tests under coverage, with branches."""
+    session.install("-e", ".[all]", *group("coverage"))
+    session.run("coverage", "erase")
+    session.run("coverage", "run", "-m", "pytest", *session.posargs)
+    session.run("coverage", "combine")
+    session.run("coverage", "report")
+
+
+@nox.session(python=OLDEST)
+def lint(session: nox.Session) -> None:
+    """Style, and trio's own pitfalls."""
+    session.install(*group("lint"))
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    sources = [str(path) for path in sorted(Path("trioconn").rglob("*.py"))]
+    session.run("flake8-async", f"--enable={ASYNC_RULES}", *sources)
+
+
+@nox.session(python=OLDEST)
+def types(session: nox.Session) -> None:
+    """Strict types within, complete types for users."""
+    session.install("-e", ".[all]", *group("types"))
+    session.run("mypy")
+    session.run("pyright")
+    session.run("pyright", "--verifytypes", "trioconn", "--ignoreexternal")
+
+
+@nox.session(python=OLDEST)
+def docs(session: nox.Session) -> None:
+    """The documentation; a warning is an error."""
+    session.install("-e", ".[all]", *group("docs"))
+    session.run("sphinx-build", "-W", "-n", "--keep-going", "-q", "-b", "html", "docs", "docs/_build/html")
+
+
+@nox.session(python=OLDEST)
+def bench(session: nox.Session) -> None:
+    """What `docs/contributing.rst` tells how to measure. Wants a quiet machine."""
+    session.install("-e", ".[all]", *group("bench"))
+    session.run("python", "-m", "pytest", "-m", "bench", "-s", *session.posargs)
+
+
+@nox.session(python=OLDEST)
+def soak(session: nox.Session) -> None:
+    """The tests that run for minutes."""
+    session.install("-e", ".[all]", *group("test"))
+    session.run("python", "-m", "pytest", "-m", "soak", *session.posargs)
