@@ -32,6 +32,7 @@ ORDER = """
     _errors
     _names
     _route
+    _proxy
     events
     _pool_state
     _pool
@@ -73,6 +74,7 @@ ORDER = """
 PURE = {
     "_names",
     "_route",
+    "_proxy",
     "events",
     "_pool_state",
     "_pool",
