@@ -1,0 +1,795 @@
+"""DECIDE: who gets which connection, what to open, what to close. Facts in, orders out.
+
+Theory of operation
+===================
+
+The pool does no I/O, reads no clock, knows no trio. The shell tells it *facts*, methods in the past tense that carry
+`now`, and carries out the *orders* that each returns: `Grant`, `Refuse`, `Dial`, `Abort`, `Close`. Routes, waiters and
+connections are opaque. A fact changes one thing; then the rules run to a fixed point (`_settle`): they are written as
+conditions on the present state ("a route is hungry and has room"), never as reminders to wake somebody, so that no
+order of events can forget a waiter.
+
+*Open* = leased + idle + attempts, counted per route (`Home`), per endpoint (`Place`) and in total. `limit` bounds the
+total, `limit_per_host` the endpoint, which several routes may share. An attempt counts one until its end is reported,
+also after Abort. A Close counts at once.
+
+1. **Serve.** A route never has both an idle connection and a waiter. Newest idle first, so that a pool shrinks after a
+   burst. Waiters of a route are first in, first out. Expiry and lifetime are tested at take-out and at release, uses at
+   release.
+2. **Grow.** A route is *hungry* while it has more waiters than running attempts. Attempts are counted, not paired with
+   waiters. While endpoint and total have room, the hungry route with fewest open gets a Dial (tie: hungry longest).
+   This also decides every *slot* freed by a drop, a failure, expiry or max_uses; a freed *connection* goes by rule 4.
+3. **Attempts belong to routes.** Success serves the oldest waiter, else becomes idle; so does an aborted attempt that
+   succeeds. Failure refuses the oldest waiter that was already waiting when the attempt began, else nobody. *Surplus*
+   attempts (more than waiters) run on as capacity: aborting them at once looks thrifty and is a trap, for with two
+   clients, quick requests and slow dials each release would abort a dial and each request start one, for ever. They are
+   aborted in two cases:
+   a. a waiter that gives up aborts the oldest surplus attempt, which was too slow for it (never one of prewarm's);
+   b. when a level is full, nothing of it is idle and a hungry route has nothing open, its oldest surplus attempt is
+      aborted for that route, one at a time.
+4. **Balanced turns.** With no room, a connection of route g, freed or idle, is closed for the hungriest route h only if
+   a. g holds at least two more than h; or
+   b. h holds nothing and the connection has had its *turn*: at least 8 uses and at least twice the time its dial took
+      since it was made; if g has waiters, h's oldest must also have come before g's oldest; or
+   c. it has been idle as long as its dial took (keeping it costs by now what a redial costs), at most 0.5 s.
+   Of the idle ones only the longest idle is looked at. A fresh connection serves its own oldest waiter first.
+5. **Two levels.** If an endpoint is full, candidates are its own routes and its own longest idle connection. If the
+   total is full, candidates are the routes of endpoints with room, and for a freed connection those of its own endpoint.
+   The first sentence holds whether or not the total is full too: with limit 2 and 1 per host, an idle connection would
+   otherwise keep another route of its endpoint waiting until keep-alive ends.
+6. **Failing routes come last.** A route whose latest attempt failed and which has one running sorts behind all others
+   and takes nothing from anyone; free room it may use. If an attempt that began after another's failure fails too, the
+   failure refuses every waiter that was there when it began.
+7. **Prewarm** starts attempts that nobody waits for, into free room only. Their failures refuse nobody. **Bounced**: a
+   granted connection that proved dirty or expired is dropped, its waiter goes back to the head of its queue.
+8. **Closed**: refuse all waiters, close all idle, abort all attempts. Later results and releases are closed.
+
+Where no endpoint is limited there are no places at all: endpoints are then counted only when somebody asks.
+
+Cost: no fact scans connections, waiters or routes. Queues are OrderedDicts (a plain dict degrades at `next(iter())`
+after deletions at its front), the idle connections of one route are linked to each other, and what needs "the least of"
+is a heap (`Ranking`). The hot path, `take` and `released` while nobody is hungry, changes no count and makes no order.
+
+`expired(now)` gives an order if and only if `deadline() <= now`. So the moments of rule 4 are computed, not tested:
+`_ripe` says *when* a connection may be closed for a route.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import TYPE_CHECKING, Generic, TypeAlias
+
+from ._pool_state import (
+    CLOSED,
+    IDLE,
+    LEASED,
+    Abort,
+    Attempt,
+    C,
+    Close,
+    Counts,
+    Dial,
+    Grant,
+    Home,
+    Level,
+    Order,
+    Place,
+    R,
+    Ranking,
+    Reason,
+    Record,
+    Refuse,
+    Ticket,
+    W,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["Abort", "Attempt", "Close", "Counts", "Dial", "Grant", "Order", "Pool", "Reason", "Record", "Refuse"]
+
+Orders: TypeAlias = "Sequence[Order[R, W, C]]"
+_NOTHING: tuple[()] = ()
+
+_TURN_USES = 8
+_TURN_DIALS = 2
+_LONGEST_IDLE_KEPT = 0.5  # seconds, rule 4c
+
+
+def _same(route: R) -> Hashable:
+    return route
+
+
+class Pool(Generic[R, W, C]):
+    """The connections of one connector, as facts and orders. Single-threaded, not re-entrant.
+
+    Args:
+      limit: how many may be open in total; None or 0: any number.
+      limit_per_host: how many may be open per endpoint; None or 0: any number.
+      keepalive_timeout: seconds after which an idle connection is closed; None: never, 0: nothing is kept.
+      max_uses: after how many uses a connection is closed at release; None: never.
+      force_close: whether every connection is closed at release.
+      endpoint_of: the endpoint of a route.
+
+    Every fact takes `now`, in seconds on a clock that never goes back. A fact that cannot be, such as the release of a
+    connection that is not leased, raises `RuntimeError` at once, before anything is changed.
+    """
+
+    def __init__(
+        self,
+        *,
+        limit: int | None,
+        limit_per_host: int | None = None,
+        keepalive_timeout: float | None = 15.0,
+        max_uses: int | None = None,
+        force_close: bool = False,
+        endpoint_of: Callable[[R], Hashable] = _same,
+    ) -> None:
+        self._keepalive = math.inf if keepalive_timeout is None else keepalive_timeout
+        self._max_uses = math.inf if max_uses is None else max_uses
+        self._force_close = force_close
+        self._endpoint_of = endpoint_of
+        self._limit_per_host = limit_per_host or math.inf
+        self._closed = False
+
+        self._total: Level[R, W, C] = Level(limit or math.inf)
+        self._homes: dict[R, Home[R, W, C]] = {}
+        self._records: dict[Record[R, C], None] = {}  # leased and idle, oldest first
+        self._queued: dict[W, Home[R, W, C]] = {}
+        self._connecting = 0
+        self._arrivals = 0  # counts waiters, attempts and beginnings of hunger
+        self._hungry = 0  # how many routes are
+
+        self._idle = self._total.idle
+        # Dues that come before the keep-alive's end, which the order of `_idle` does not show.
+        self._early: list[tuple[float, int, Record[R, C]]] = []
+        # When `take` left the rules unsettled: it gives a record, so it cannot give orders.
+        self._unsettled: float | None = None
+
+        # Only where endpoints are limited:
+        self._places: dict[Hashable, Place[R, W, C]] | None = {} if limit_per_host else None
+        self._touched: dict[Place[R, W, C], None] = {}  # to be looked at by `_balance`
+        self._ripening: Ranking[Place[R, W, C], float] = Ranking()  # when rule 4 will close an idle one of it
+
+    # ---- the hot path ------------------------------------------------------------------------------------------------
+
+    def take(self, route: R, now: float) -> Record[R, C] | None:
+        """Hand out the newest usable idle connection of `route`, which is leased then; None if there is none.
+
+        After None, `wanted` queues for one. Nobody is overtaken: a route with an idle connection has no waiters (rule 1).
+        If `unsettled` is true afterwards, call `expired(now)`: other routes are hungry, and what is left may concern them.
+        """
+        home = self._homes.get(route)
+        if home is None:
+            return None
+        record = home.newest
+        if record is None:
+            return None
+        if record.due <= now:
+            return self._take_older(record, now)
+        home.newest = older = record.older
+        if older is not None:
+            older.newer = None
+            record.older = None
+        del self._idle[record]
+        record.state = LEASED
+        record.uses += 1
+        if home.place is not None:
+            del home.place.idle[record]
+        if self._hungry:
+            self._leave_unsettled(home, now)
+        return record
+
+    def released(self, record: Record[R, C], now: float, *, idle_for: float | None = None) -> Orders[R, W, C]:
+        """A leased connection came back clean. `idle_for` shortens its keep-alive, this once."""
+        if record.state is not LEASED:
+            raise RuntimeError(f"released, but not leased: {record!r}")
+        home = record.home
+        due = now + self._keepalive
+        if (
+            self._hungry
+            or home.waiters is not None
+            or idle_for is not None
+            or record.expires < due
+            or record.uses >= self._max_uses
+            or due <= now
+            or self._force_close
+            or self._closed
+        ):
+            return self._freed(record, now, due if idle_for is None else min(due, now + max(idle_for, 0.0)))
+        record.state = IDLE
+        record.idle_since = now
+        record.due = due
+        record.older = older = home.newest
+        if older is not None:
+            older.newer = record
+        home.newest = record
+        self._idle[record] = None
+        if home.place is not None:
+            home.place.idle[record] = None
+        return _NOTHING
+
+    # ---- facts -------------------------------------------------------------------------------------------------------
+
+    def wanted(self, waiter: W, route: R, now: float) -> Orders[R, W, C]:
+        """`waiter` wants a connection of `route`. It is granted at once, or queued."""
+        if waiter in self._queued:
+            raise RuntimeError(f"waits already: {waiter!r}")
+        if self._closed:
+            return (Refuse(waiter),)
+        orders: list[Order[R, W, C]] = []
+        self._expire(now, orders)
+        record = self.take(route, now)
+        if record is not None:
+            orders.append(Grant(waiter, record))
+            return orders if self._unsettled is None else self._settle(now, orders)
+        home = self._home(route)
+        self._arrivals += 1
+        self._queue(waiter, home, Ticket(self._arrivals, now))
+        if home.rank is not None and not orders and self._unsettled is None:
+            return _NOTHING  # it was hungry, so it stays where it stands
+        self._changed(home)
+        return self._settle(now, orders)
+
+    def gave_up(self, waiter: W, now: float) -> Orders[R, W, C]:
+        """`waiter`, which is still queued, leaves."""
+        home = self._queued.get(waiter)
+        if home is None:
+            raise RuntimeError(f"gave up, but does not wait: {waiter!r}")
+        orders: list[Order[R, W, C]] = []
+        self._unqueue(waiter, home)
+        if home.attempts is not None and len(home.attempts) > _length(home.waiters):
+            # Rule 3a. Attempts of prewarm stand in the way only while there are some at this very route.
+            slow = next((attempt for attempt in home.attempts if not attempt.prewarm), None)
+            if slow is not None:
+                self._abort(slow, orders)
+        self._changed(home)
+        return self._settle(now, orders)
+
+    def dialed(self, attempt: Attempt[R], connection: C, now: float, *, expires: float = math.inf) -> Orders[R, W, C]:
+        """`attempt` succeeded, aborted or not. `expires`: when the connection's lifetime ends."""
+        home = self._end(attempt)
+        home.failed = False
+        record: Record[R, C] = Record(home, connection, now, now - attempt.began, expires)
+        self._records[record] = None
+        orders: list[Order[R, W, C]] = []
+        if self._closed:
+            self._close(record, "closed", orders)
+        elif home.waiters is not None:
+            self._grant(record, orders)  # rule 4: fresh, so nobody else is asked
+            self._changed(home)
+        else:
+            self._shelve(record, now, now + self._keepalive)
+            self._changed(home)
+        return self._settle(now, orders)
+
+    def dial_failed(self, attempt: Attempt[R], now: float) -> Orders[R, W, C]:
+        """`attempt` failed, or it was aborted and its task has ended. The Refuse orders concern this very failure."""
+        home = self._end(attempt)
+        orders: list[Order[R, W, C]] = []
+        if not attempt.aborted:
+            home.failed = True
+            if not attempt.prewarm:  # rule 7
+                self._refuse(attempt, orders)
+        self._opened(home, -1)
+        return self._settle(now, orders)
+
+    def dropped(self, record: Record[R, C], now: float) -> Orders[R, W, C]:
+        """A leased connection was closed by its holder, or an idle one was found dead. The shell closes it, unordered."""
+        if record.state is CLOSED:
+            raise RuntimeError(f"dropped, but closed already: {record!r}")
+        self._forget(record)
+        return self._settle(now, [])
+
+    def bounced(self, waiter: W, record: Record[R, C], now: float) -> Orders[R, W, C]:
+        """What was granted to `waiter` proved unusable when it resumed (rule 7). The shell closes it, unordered."""
+        if record.state is not LEASED:
+            raise RuntimeError(f"bounced, but not leased: {record!r}")
+        if waiter in self._queued:
+            raise RuntimeError(f"waits already: {waiter!r}")
+        if self._closed:
+            self._forget(record)
+            return (Refuse(waiter),)
+        home = record.home
+        # Its old ticket: it came before all who wait here now, and counts as having waited all the time.
+        ticket = record.ticket
+        if ticket is None:
+            self._arrivals += 1
+            ticket = Ticket(self._arrivals, now)
+        waiters = self._queue(waiter, home, ticket)
+        waiters.move_to_end(waiter, last=False)
+        self._forget(record)
+        return self._settle(now, [])
+
+    def expired(self, now: float) -> Orders[R, W, C]:
+        """Time passed. Gives an order if and only if `deadline` was not after `now`."""
+        return self._settle(now, [])
+
+    def prewarmed(self, route: R, count: int, now: float) -> Orders[R, W, C]:
+        """Start attempts that nobody waits for, into free room, until `route` holds `count` open (rule 7)."""
+        orders: list[Order[R, W, C]] = []
+        if self._closed:
+            return orders
+        self._expire(now, orders)
+        home = self._home(route)
+        while home.open < count and not self._total.full and not (home.place is not None and home.place.full):
+            self._dial(home, now, orders, prewarm=True)
+        self._changed(home)
+        return self._settle(now, orders)
+
+    def closed(self, now: float) -> Orders[R, W, C]:
+        """The connector closes (rule 8). What is leased stays counted until it is released or dropped."""
+        orders: list[Order[R, W, C]] = []
+        self._closed = True
+        self._unsettled = None
+        orders.extend(Refuse(waiter) for waiter in self._queued)
+        homes = list(self._homes.values())
+        for home in homes:
+            for waiter in list(home.waiters or ()):
+                self._unqueue(waiter, home)
+            for attempt in list(home.attempts or ()):
+                self._abort(attempt, orders)
+        for record in list(self._idle):
+            self._close(record, "closed", orders)
+        for home in homes:
+            self._changed(home)
+        self._early.clear()
+        self._touched.clear()
+        return orders
+
+    # ---- questions ---------------------------------------------------------------------------------------------------
+
+    def deadline(self) -> float | None:
+        """The next moment at which `expired` would give an order, or None: amortised O(log n)."""
+        if self._unsettled is not None:
+            return self._unsettled
+        moment = self._first_due()
+        longest = next(iter(self._idle), None)
+        if longest is not None and self._total.full:
+            h = self._total.hungry.first()
+            if h is not None:
+                moment = min(moment, _ripe(longest, h))
+        ripening = self._ripening.least()
+        if ripening is not None:
+            moment = min(moment, ripening)
+        return None if moment == math.inf else moment
+
+    @property
+    def unsettled(self) -> bool:
+        """Whether a `take` left orders to be fetched by `expired`."""
+        return self._unsettled is not None
+
+    @property
+    def is_closed(self) -> bool:
+        return self._closed
+
+    @property
+    def open(self) -> int:
+        return self._total.open
+
+    @property
+    def idle(self) -> int:
+        return len(self._idle)
+
+    @property
+    def connecting(self) -> int:
+        """Attempts, those included that are aborted and have not ended."""
+        return self._connecting
+
+    @property
+    def leased(self) -> int:
+        return self._total.open - self._connecting - len(self._idle)
+
+    @property
+    def waiting(self) -> int:
+        return len(self._queued)
+
+    def open_of(self, route: R) -> int:
+        """What `route` holds: leased, idle and attempts."""
+        home = self._homes.get(route)
+        return 0 if home is None else home.open
+
+    def leases(self) -> Iterator[Record[R, C]]:
+        """The leased connections, oldest connection first. Goes through all connections: for warnings and the end."""
+        return (record for record in self._records if record.state is LEASED)
+
+    def oldest_wait(self, now: float) -> float:
+        """How many seconds the longest waiting waiter has waited, 0 if nobody waits. Goes through all routes."""
+        oldest = (home.waiters[next(iter(home.waiters))].since for home in self._homes.values() if home.waiters)
+        return max(now - min(oldest, default=now), 0.0)
+
+    def endpoints(self) -> Mapping[Hashable, Counts]:
+        """The counts of every endpoint that has any. Goes through all routes and idle connections: for statistics."""
+        idle: dict[Home[R, W, C], int] = {}
+        for record in self._idle:
+            idle[record.home] = idle.get(record.home, 0) + 1
+        table: dict[Hashable, Counts] = {}
+        for home in self._homes.values():
+            endpoint = self._endpoint_of(home.route)
+            was = table.get(endpoint, Counts())
+            resting, connecting = idle.get(home, 0), _length(home.attempts) + home.aborting
+            table[endpoint] = Counts(
+                open=was.open + home.open,
+                leased=was.leased + home.open - resting - connecting,
+                idle=was.idle + resting,
+                connecting=was.connecting + connecting,
+                waiting=was.waiting + _length(home.waiters),
+            )
+        return table
+
+    # ---- the rules ---------------------------------------------------------------------------------------------------
+
+    def _settle(self, now: float, orders: list[Order[R, W, C]]) -> Orders[R, W, C]:
+        """Run the rules until none gives an order. Rule 1 needs no turn here: each fact keeps it by itself."""
+        if not self._closed:
+            while self._expire(now, orders) or self._grow(now, orders) or self._balance(now, orders):
+                pass
+        self._unsettled = None
+        return orders
+
+    def _expire(self, now: float, orders: list[Order[R, W, C]]) -> bool:
+        """Close what has been idle, or has lived, long enough."""
+        before = len(orders)
+        while self._first_due() <= now:
+            record = next(iter(self._idle))
+            if record.due > now:
+                record = self._early[0][2]
+            self._close(record, "age" if record.expires <= now else "idle", orders)
+        return len(orders) > before
+
+    def _grow(self, now: float, orders: list[Order[R, W, C]]) -> bool:
+        """Rule 2."""
+        before = len(orders)
+        while not self._total.full and (h := self._total.hungry.first()) is not None:
+            self._dial(h, now, orders)
+            self._changed(h)
+        return len(orders) > before
+
+    def _balance(self, now: float, orders: list[Order[R, W, C]]) -> bool:
+        """Rules 3b and 4, the latter for idle connections: in total, then at each endpoint that changed (rule 5)."""
+        if self._balance_level(self._total, now, orders):
+            return True
+        while self._touched:
+            place = next(iter(self._touched))
+            if self._balance_level(place, now, orders):
+                return True
+            del self._touched[place]
+            h = place.hungry.first() if place.full else None
+            longest = next(iter(place.idle), None)
+            if h is None or longest is None or (moment := _ripe(longest, h)) == math.inf:
+                self._ripening.remove(place)
+            else:
+                self._ripening.put(place, moment)
+        return False
+
+    def _balance_level(self, level: Level[R, W, C], now: float, orders: list[Order[R, W, C]]) -> bool:
+        h = level.hungry.first() if level.full else None
+        if h is None:
+            return False
+        longest = next(iter(level.idle), None)
+        if longest is not None:
+            if now < _ripe(longest, h):
+                return False
+            self._close_for(h, longest, now, orders)
+            return True
+        g = level.surplus.first()
+        if g is None or g.attempts is None or h.open or level.aborting:
+            return False
+        self._abort(next(iter(g.attempts)), orders)  # rule 3b
+        self._changed(g)
+        return True
+
+    def _freed(self, record: Record[R, C], now: float, due: float) -> Orders[R, W, C]:
+        """Rules 1 and 4 for a connection that was released: retire it, close it for another, hand it on, or keep it."""
+        home = record.home
+        orders: list[Order[R, W, C]] = []
+        reason = self._unfit(record, now, due)
+        if reason is not None:
+            self._close(record, reason, orders)
+        elif (h := self._claimant(record)) is not None and _ripe(record, h) <= now:
+            self._close_for(h, record, now, orders)
+        elif home.waiters is not None:
+            self._grant(record, orders)
+            if home.rank is not None and _length(home.waiters) > _length(home.attempts):
+                return orders  # as hungry as before: no rule can have come true
+            self._changed(home)
+        else:
+            self._shelve(record, now, due)
+            self._touch(home)
+        return self._settle(now, orders)
+
+    def _unfit(self, record: Record[R, C], now: float, due: float) -> Reason | None:
+        """Why a released connection is not to be used again, if so."""
+        if self._closed:
+            return "closed"
+        if self._force_close:
+            return "force_close"
+        if record.uses >= self._max_uses:
+            return "uses"
+        if record.expires <= now:
+            return "age"
+        return "idle" if due <= now else None
+
+    def _claimant(self, record: Record[R, C]) -> Home[R, W, C] | None:
+        """Rule 5: the hungriest route that could use the slot of a freed connection."""
+        home: Home[R, W, C] = record.home
+        h = self._total.hungry.first() if self._total.full else None
+        if home.place is not None and home.place.full:
+            own = home.place.hungry.first()
+            if h is None or (own is not None and own.rank is not None and h.rank is not None and own.rank < h.rank):
+                h = own
+        return None if h is home else h
+
+    # ---- changes, one at a time --------------------------------------------------------------------------------------
+
+    def _home(self, route: R) -> Home[R, W, C]:
+        """What is known of `route`. Whoever asks ends with `_changed`, which forgets it again if it is empty."""
+        home = self._homes.get(route)
+        if home is None:
+            place = None
+            if self._places is not None:
+                endpoint = self._endpoint_of(route)
+                place = self._places.get(endpoint)
+                if place is None:
+                    place = self._places[endpoint] = Place(endpoint, self._limit_per_host)
+                place.homes += 1
+            home = self._homes[route] = Home(route, place)
+        return home
+
+    def _queue(self, waiter: W, home: Home[R, W, C], ticket: Ticket) -> OrderedDict[W, Ticket]:
+        waiters = home.waiters
+        if waiters is None:
+            waiters = home.waiters = OrderedDict()
+        waiters[waiter] = ticket
+        self._queued[waiter] = home
+        return waiters
+
+    def _unqueue(self, waiter: W, home: Home[R, W, C]) -> Ticket:
+        assert home.waiters is not None
+        ticket = home.waiters.pop(waiter)
+        if not home.waiters:
+            home.waiters = None
+        del self._queued[waiter]
+        return ticket
+
+    def _grant(self, record: Record[R, C], orders: list[Order[R, W, C]]) -> None:
+        """Lease `record` to the oldest waiter of its route."""
+        home: Home[R, W, C] = record.home
+        assert home.waiters is not None
+        waiter = next(iter(home.waiters))
+        record.ticket = self._unqueue(waiter, home)
+        record.uses += 1
+        orders.append(Grant(waiter, record))
+
+    def _shelve(self, record: Record[R, C], now: float, due: float) -> None:
+        """Make a leased connection idle; as `released` does on its hot path, but for any due."""
+        home: Home[R, W, C] = record.home
+        default = now + self._keepalive
+        record.state = IDLE
+        record.idle_since = now
+        record.due = due = min(due, record.expires)
+        record.older = home.newest
+        if record.older is not None:
+            record.older.newer = record
+        home.newest = record
+        self._idle[record] = None
+        if home.place is not None:
+            home.place.idle[record] = None
+        if due < default and record.filed != due:
+            record.filed = due
+            self._arrivals += 1
+            heapq.heappush(self._early, (due, self._arrivals, record))
+            if len(self._early) > 2 * len(self._idle) + 32:
+                self._early = [(r.due, n, r) for n, r in enumerate(self._idle) if r.filed == r.due]
+                heapq.heapify(self._early)
+
+    def _unshelve(self, record: Record[R, C]) -> None:
+        """Make an idle connection leased, from wherever it lies."""
+        home: Home[R, W, C] = record.home
+        newer, older = record.newer, record.older
+        if newer is None:
+            home.newest = older
+        else:
+            newer.older = older
+        if older is not None:
+            older.newer = newer
+        record.newer = record.older = None
+        record.state = LEASED
+        del self._idle[record]
+        if home.place is not None:
+            del home.place.idle[record]
+
+    def _take_older(self, record: Record[R, C] | None, now: float) -> Record[R, C] | None:
+        """The newest was due, which an older one need not be; those that are due are left to `_expire`."""
+        while record is not None and record.due <= now:
+            record = record.older
+        if record is not None:
+            self._unshelve(record)
+            record.uses += 1
+            if self._hungry:
+                self._leave_unsettled(record.home, now)
+        return record
+
+    def _leave_unsettled(self, home: Home[R, W, C], now: float) -> None:
+        self._unsettled = now
+        self._touch(home)
+
+    def _first_due(self) -> float:
+        """When the first idle connection is due by itself, or infinity."""
+        early = self._early
+        while early:
+            due, _, record = early[0]
+            if record.state is IDLE and record.due == due:
+                break
+            heapq.heappop(early)
+            if record.filed == due:
+                record.filed = None
+        longest = next(iter(self._idle), None)
+        if longest is None:
+            return math.inf
+        # Those without an early due become due in the order in which they became idle.
+        return min(longest.due, early[0][0]) if early else longest.due
+
+    def _close(self, record: Record[R, C], reason: Reason, orders: list[Order[R, W, C]]) -> None:
+        self._forget(record)
+        orders.append(Close(record, reason))
+
+    def _forget(self, record: Record[R, C]) -> None:
+        """A connection is no more."""
+        if record.state is IDLE:
+            self._unshelve(record)
+        record.state = CLOSED
+        del self._records[record]
+        self._opened(record.home, -1)
+
+    def _close_for(self, h: Home[R, W, C], record: Record[R, C], now: float, orders: list[Order[R, W, C]]) -> None:
+        """Rule 4: close `record` and dial `h` in its stead. At once, for the freed slot is h's and not the hungriest's."""
+        self._close(record, "evicted", orders)
+        self._dial(h, now, orders)
+        self._changed(h)
+
+    def _dial(self, home: Home[R, W, C], now: float, orders: list[Order[R, W, C]], *, prewarm: bool = False) -> None:
+        """Start an attempt. `_changed` must follow."""
+        self._arrivals += 1
+        attempt: Attempt[R] = Attempt(home, self._arrivals, now, prewarm=prewarm)
+        if home.attempts is None:
+            home.attempts = OrderedDict()
+        home.attempts[attempt] = None
+        self._connecting += 1
+        home.open += 1
+        self._total.open += 1
+        if home.place is not None:
+            home.place.open += 1
+        orders.append(Dial(home.route, attempt))
+
+    def _abort(self, attempt: Attempt[R], orders: list[Order[R, W, C]]) -> None:
+        """Abort a running attempt, which stays open. `_changed` must follow."""
+        home: Home[R, W, C] = attempt.home
+        self._remove_attempt(attempt, home)
+        attempt.aborted = True
+        self._count_aborting(home, 1)
+        orders.append(Abort(attempt))
+
+    def _end(self, attempt: Attempt[R]) -> Home[R, W, C]:
+        """Strike an attempt out; it still counts as open. `_changed` or `_opened` must follow."""
+        if attempt.ended:
+            raise RuntimeError(f"ended, but not under way: {attempt!r}")
+        home: Home[R, W, C] = attempt.home
+        if self._homes.get(home.route) is not home:
+            raise RuntimeError(f"not an attempt of this pool: {attempt!r}")
+        if attempt.aborted:
+            self._count_aborting(home, -1)
+        else:
+            self._remove_attempt(attempt, home)
+        attempt.ended = True
+        self._connecting -= 1
+        return home
+
+    def _remove_attempt(self, attempt: Attempt[R], home: Home[R, W, C]) -> None:
+        assert home.attempts is not None
+        del home.attempts[attempt]
+        if not home.attempts:
+            home.attempts = None
+
+    def _count_aborting(self, home: Home[R, W, C], change: int) -> None:
+        home.aborting += change
+        self._total.aborting += change
+        if home.place is not None:
+            home.place.aborting += change
+
+    def _refuse(self, attempt: Attempt[R], orders: list[Order[R, W, C]]) -> None:
+        """Rules 3 and 6: whom the failure of `attempt` concerns."""
+        home: Home[R, W, C] = attempt.home
+        while home.waiters is not None:
+            waiter = next(iter(home.waiters))
+            if home.waiters[waiter].number > attempt.number:
+                break
+            self._unqueue(waiter, home)
+            orders.append(Refuse(waiter))
+            if not attempt.after_failure:
+                break
+
+    def _opened(self, home: Home[R, W, C], change: int) -> None:
+        home.open += change
+        self._total.open += change
+        if home.place is not None:
+            home.place.open += change
+        self._changed(home)
+
+    def _changed(self, home: Home[R, W, C]) -> None:
+        """Bring the rankings up to date after any change at `home`: worked out anew, not remembered."""
+        place = home.place
+        waiting, running = _length(home.waiters), _length(home.attempts)
+        level = self._total if place is None else place
+        if waiting > running:
+            if home.rank is None:
+                self._arrivals += 1
+                home.hungry_since = self._arrivals
+                self._hungry += 1
+            home.rank = (home.failed and running > 0, home.open, home.hungry_since)
+            level.hungry.put(home, home.rank)
+        elif home.rank is not None:
+            home.rank = None
+            self._hungry -= 1
+            level.hungry.remove(home)
+        if running > waiting and home.attempts is not None:
+            oldest = next(iter(home.attempts)).number
+            self._total.surplus.put(home, oldest)
+            level.surplus.put(home, oldest)
+        else:
+            self._total.surplus.remove(home)
+            level.surplus.remove(home)
+        if not home.open and not waiting:
+            self._drop_home(home)
+        if place is not None:
+            self._stand(place)
+            self._touched[place] = None
+
+    def _touch(self, home: Home[R, W, C]) -> None:
+        if home.place is not None:
+            self._touched[home.place] = None
+
+    def _stand(self, place: Place[R, W, C]) -> None:
+        """Rule 5: the hungriest route of an endpoint that has room stands for it among all."""
+        best = None if place.full else place.hungry.first()
+        if place.standing is not None and place.standing is not best:
+            self._total.hungry.remove(place.standing)
+        place.standing = best
+        if best is not None and best.rank is not None:
+            self._total.hungry.put(best, best.rank)
+
+    def _drop_home(self, home: Home[R, W, C]) -> None:
+        if self._homes.get(home.route) is home:
+            del self._homes[home.route]
+            if home.place is not None and self._places is not None:
+                home.place.homes -= 1
+                if not home.place.homes:
+                    del self._places[home.place.endpoint]
+
+
+def _length(queue: OrderedDict[W, Ticket] | OrderedDict[Attempt[R], None] | None) -> int:
+    return 0 if queue is None else len(queue)
+
+
+def _ripe(record: Record[R, C], h: Home[R, W, C]) -> float:
+    """Rule 4: from when on `record`, idle or freed, may be closed for the hungriest route `h`; infinity: not as it is."""
+    g: Home[R, W, C] = record.home
+    if h.rank is None or h.rank[0]:
+        return math.inf  # rule 6
+    if g.open >= h.open + 2:
+        return -math.inf  # 4a
+    moment = math.inf
+    if record.state is IDLE:
+        moment = record.idle_since + min(record.dial_time, _LONGEST_IDLE_KEPT)  # 4c
+    if not h.open and record.uses >= _TURN_USES and (g.waiters is None or _oldest(h) < _oldest(g)):
+        moment = min(moment, record.created + _TURN_DIALS * record.dial_time)  # 4b
+    return moment
+
+
+def _oldest(home: Home[R, W, C]) -> int:
+    """The number of its oldest waiter."""
+    assert home.waiters
+    return home.waiters[next(iter(home.waiters))].number
