@@ -1,0 +1,116 @@
+"""How the documentation is built: `nox -s docs`. No network is needed.
+
+References into Python and trio are links only where their inventories can be had (``TRIOCONN_DOCS_LINKS=1``, which the
+published build sets). Everywhere else they are checked nevertheless: the name must exist in the library that it names,
+and is shown without a link. So a reference that leads nowhere is an error with and without a network.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from docutils import nodes
+    from sphinx.addnodes import pending_xref
+    from sphinx.application import Sphinx
+    from sphinx.environment import BuildEnvironment
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+project = "trioconn"
+author = "Contributors to the trioconn project"
+copyright = f"2026, {author}"
+release = importlib.metadata.version("trioconn")
+version = release
+
+extensions = [
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.intersphinx",
+    "sphinxcontrib_trio",
+    "myst_parser",
+]
+exclude_patterns = ["_build", "newsfragments"]
+default_role = "obj"
+nitpicky = True
+
+html_theme = "furo"
+html_title = f"trioconn {release}"
+html_theme_options = {"navigation_with_keys": True}
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_class_signature = "mixed"
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True  # attributes of our frozen values need no entry of their own beside the property's
+
+myst_heading_anchors = 3
+myst_enable_extensions = ["colon_fence", "deflist"]
+
+intersphinx_mapping = (
+    {
+        "python": ("https://docs.python.org/3", None),
+        "trio": ("https://trio.readthedocs.io/en/stable", None),
+    }
+    if os.environ.get("TRIOCONN_DOCS_LINKS") or os.environ.get("READTHEDOCS")
+    else {}
+)
+
+# A single word in single backquotes is a parameter or a field of what is being described; those have no page.
+nitpick_ignore_regex = [("py:obj", r"[a-z_0-9]+")]
+
+
+def exists(dotted: str) -> bool:
+    """Whether `dotted` names something that can be imported, or an attribute of it."""
+    parts = dotted.split(".")
+    for end in range(len(parts), 0, -1):
+        try:
+            thing: Any = importlib.import_module(".".join(parts[:end]))
+        except ImportError:
+            continue
+        for part in parts[end:]:
+            if not hasattr(thing, part) and part not in getattr(thing, "__annotations__", {}):
+                return False
+            thing = getattr(thing, part, None)
+        return True
+    return False
+
+
+def resolve(app: Sphinx, env: BuildEnvironment, node: pending_xref, content: nodes.Element) -> nodes.Element | None:
+    """Find what annotations call by its private home, and check what lies outside of our own documentation."""
+    if node.get("refdomain") != "py":
+        return None
+    target = str(node["reftarget"])
+    first, _, _ = target.partition(".")
+    domain = env.domains.python_domain
+    # `Route`, `Closed.reason`, or, from an annotation, trioconn._route.Route: whatever is documented under that name.
+    called = target.rpartition(".")[2] if first == "trioconn" else target
+    found = sorted((name for name in domain.objects if name.endswith(f".{called}")), key=lambda name: name.count("."))
+    if found:
+        return domain.resolve_xref(env, node["refdoc"], app.builder, "obj", found[0], node, content)
+    if first in sys.stdlib_module_names | {"trio", "trioconn"} and exists(target):
+        return content
+    homes = ("builtins", "typing", "collections.abc", "trioconn", "trioconn.events", "trioconn.testing")
+    return content if any(exists(f"{home}.{target}") for home in homes) else None
+
+
+def hide_colon(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+    """Keep napoleon from reading the first words of a constant's description, up to a colon, as its type."""
+    if what in {"attribute", "data", "property"} and lines:
+        lines[0] = lines[0].replace(":", "\0")
+
+
+def show_colon(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+    lines[:] = [line.replace("\0", ":") for line in lines]
+
+
+def setup(app: Sphinx) -> None:
+    app.connect("missing-reference", resolve, priority=900)  # after intersphinx
+    app.connect("autodoc-process-docstring", hide_colon, priority=400)  # before napoleon
+    app.connect("autodoc-process-docstring", show_colon, priority=600)  # after it
