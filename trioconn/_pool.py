@@ -17,7 +17,8 @@ also after Abort. A Close counts at once.
    burst. Waiters of a route are first in, first out. Expiry and lifetime are tested at take-out and at release, uses at
    release.
 2. **Grow.** A route is *hungry* while it has more waiters than running attempts. Attempts are counted, not paired with
-   waiters. While endpoint and total have room, the hungry route with fewest open gets a Dial (tie: hungry longest).
+   waiters. While endpoint and total have room, the hungry route with fewest open gets a Dial (tie: hungry longest
+   with that many; were its hunger dated from before its last Dial, fifty hosts on a limit of ten would starve some).
    This also decides every *slot* freed by a drop, a failure, expiry or max_uses; a freed *connection* goes by rule 4.
 3. **Attempts belong to routes.** Success serves the oldest waiter, else becomes idle; so does an aborted attempt that
    succeeds. Failure refuses the oldest waiter that was already waiting when the attempt began, else nobody. *Surplus*
@@ -34,9 +35,9 @@ also after Abort. A Close counts at once.
    c. it has been idle as long as its dial took (keeping it costs by now what a redial costs), at most 0.5 s.
    Of the idle ones only the longest idle is looked at. A fresh connection serves its own oldest waiter first.
 5. **Two levels.** If an endpoint is full, candidates are its own routes and its own longest idle connection. If the
-   total is full, candidates are the routes of endpoints with room, and for a freed connection those of its own endpoint.
-   The first sentence holds whether or not the total is full too: with limit 2 and 1 per host, an idle connection would
-   otherwise keep another route of its endpoint waiting until keep-alive ends.
+   total is full, candidates are the routes of endpoints with room, and for a freed connection those of its own
+   endpoint. The first sentence holds whether or not the total is full too: with limit 2 and 1 per host, an idle
+   connection would otherwise keep another route of its endpoint waiting until keep-alive ends.
 6. **Failing routes come last.** A route whose latest attempt failed and which has one running sorts behind all others
    and takes nothing from anyone; free room it may use. If an attempt that began after another's failure fails too, the
    failure refuses every waiter that was there when it began.
@@ -59,7 +60,6 @@ from __future__ import annotations
 import heapq
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import TYPE_CHECKING, Generic, TypeAlias
 
 from ._pool_state import (
@@ -87,7 +87,7 @@ from ._pool_state import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 
 __all__ = ["Abort", "Attempt", "Close", "Counts", "Dial", "Grant", "Order", "Pool", "Reason", "Record", "Refuse"]
 
@@ -99,7 +99,7 @@ _TURN_DIALS = 2
 _LONGEST_IDLE_KEPT = 0.5  # seconds, rule 4c
 
 
-def _same(route: R) -> Hashable:
+def _same(route: Hashable) -> Hashable:
     return route
 
 
@@ -159,8 +159,8 @@ class Pool(Generic[R, W, C]):
     def take(self, route: R, now: float) -> Record[R, C] | None:
         """Hand out the newest usable idle connection of `route`, which is leased then; None if there is none.
 
-        After None, `wanted` queues for one. Nobody is overtaken: a route with an idle connection has no waiters (rule 1).
-        If `unsettled` is true afterwards, call `expired(now)`: other routes are hungry, and what is left may concern them.
+        After None, call `wanted`. Nobody is overtaken: a route with an idle connection has no waiters (rule 1). If
+        `unsettled` is true afterwards, call `expired(now)`: others are hungry, and what is left may concern them.
         """
         home = self._homes.get(route)
         if home is None:
@@ -278,9 +278,9 @@ class Pool(Generic[R, W, C]):
         return self._settle(now, orders)
 
     def dropped(self, record: Record[R, C], now: float) -> Orders[R, W, C]:
-        """A leased connection was closed by its holder, or an idle one was found dead. The shell closes it, unordered."""
-        if record.state is CLOSED:
-            raise RuntimeError(f"dropped, but closed already: {record!r}")
+        """A leased connection was closed by its holder, or an idle one found dead. The shell closes it, unordered."""
+        if record not in self._records:
+            raise RuntimeError(f"dropped, but not open here: {record!r}")
         self._forget(record)
         return self._settle(now, [])
 
@@ -338,6 +338,7 @@ class Pool(Generic[R, W, C]):
             self._changed(home)
         self._early.clear()
         self._touched.clear()
+        self._ripening = Ranking()
         return orders
 
     # ---- questions ---------------------------------------------------------------------------------------------------
@@ -493,7 +494,7 @@ class Pool(Generic[R, W, C]):
             self._close_for(h, record, now, orders)
         elif home.waiters is not None:
             self._grant(record, orders)
-            if home.rank is not None and _length(home.waiters) > _length(home.attempts):
+            if home.rank is not None and self._unsettled is None and _length(home.waiters) > _length(home.attempts):
                 return orders  # as hungry as before: no rule can have come true
             self._changed(home)
         else:
@@ -646,7 +647,7 @@ class Pool(Generic[R, W, C]):
         self._opened(record.home, -1)
 
     def _close_for(self, h: Home[R, W, C], record: Record[R, C], now: float, orders: list[Order[R, W, C]]) -> None:
-        """Rule 4: close `record` and dial `h` in its stead. At once, for the freed slot is h's and not the hungriest's."""
+        """Rule 4: close `record` and dial `h` in its stead, at once: the freed slot is h's, not the hungriest's."""
         self._close(record, "evicted", orders)
         self._dial(h, now, orders)
         self._changed(h)
@@ -725,12 +726,13 @@ class Pool(Generic[R, W, C]):
         waiting, running = _length(home.waiters), _length(home.attempts)
         level = self._total if place is None else place
         if waiting > running:
+            last = home.failed and running > 0
             if home.rank is None:
-                self._arrivals += 1
-                home.hungry_since = self._arrivals
                 self._hungry += 1
-            home.rank = (home.failed and running > 0, home.open, home.hungry_since)
-            level.hungry.put(home, home.rank)
+            if home.rank is None or home.rank[0] is not last or home.rank[1] != home.open:
+                self._arrivals += 1
+                home.rank = (last, home.open, self._arrivals)
+                level.hungry.put(home, home.rank)
         elif home.rank is not None:
             home.rank = None
             self._hungry -= 1
@@ -775,7 +777,7 @@ def _length(queue: OrderedDict[W, Ticket] | OrderedDict[Attempt[R], None] | None
 
 
 def _ripe(record: Record[R, C], h: Home[R, W, C]) -> float:
-    """Rule 4: from when on `record`, idle or freed, may be closed for the hungriest route `h`; infinity: not as it is."""
+    """Rule 4: from when on `record`, idle or freed, may be closed for the hungriest route `h`; infinity: not now."""
     g: Home[R, W, C] = record.home
     if h.rank is None or h.rank[0]:
         return math.inf  # rule 6

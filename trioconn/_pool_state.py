@@ -22,8 +22,8 @@ IDLE: Final = "idle"
 CLOSED: Final = "closed"
 
 Reason = Literal["idle", "age", "uses", "evicted", "closed", "force_close"]
-"""Why the pool had a connection closed: keep-alive over, lifetime over, uses used up, for a hungrier route, pool closed,
-``force_close``."""
+"""Why the pool has a connection closed: keep-alive over, lifetime over, uses used up, given up for a hungrier route, the
+pool is closed, ``force_close``."""
 
 
 # ---- orders ----------------------------------------------------------------------------------------------------------
@@ -165,7 +165,7 @@ class Ticket(NamedTuple):
 
 
 Rank: TypeAlias = tuple[bool, int, int]
-"""Of a hungry route: whether it comes last (rule 6), how much it holds, since when it is hungry. The least is served."""
+"""Of a hungry route: whether it comes last (rule 6), how much it holds, since when it is hungry with that; least first."""
 
 
 class Home(Generic[R, W, C]):
@@ -180,11 +180,10 @@ class Home(Generic[R, W, C]):
       attempts: its running attempts, oldest first; aborted ones are only counted, in `aborting`.
       failed: whether the attempt that ended last failed.
       rank: while it is hungry, its place among the hungry.
-      hungry_since: the part of `rank` that stays while it is hungry.
     """
 
     __slots__ = (
-        "aborting", "attempts", "failed", "hungry_since", "newest", "open", "place", "rank", "route", "waiters",
+        "aborting", "attempts", "failed", "newest", "open", "place", "rank", "route", "waiters",
     )  # fmt: skip
 
     def __init__(self, route: R, place: Place[R, W, C] | None) -> None:
@@ -197,7 +196,6 @@ class Home(Generic[R, W, C]):
         self.aborting = 0
         self.failed = False
         self.rank: Rank | None = None
-        self.hungry_since = 0
 
 
 Item = TypeVar("Item", bound=Hashable)
