@@ -7,9 +7,11 @@ and is shown without a link. So a reference that leads nowhere is an error with 
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.metadata
 import os
+import pkgutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,6 +84,15 @@ def exists(dotted: str) -> bool:
     return False
 
 
+@functools.cache
+def private_names() -> frozenset[str]:
+    """What annotations may call by a name that users do not need: the types of our private modules."""
+    package = importlib.import_module("trioconn")
+    modules = [module.name for module in pkgutil.walk_packages(package.__path__, "trioconn.") if "._" in module.name]
+    library = [name for name in modules if not name.endswith("__main__") and "._cli" not in name]
+    return frozenset(name for module in library for name in vars(importlib.import_module(module)) if name[0].isupper())
+
+
 def resolve(app: Sphinx, env: BuildEnvironment, node: pending_xref, content: nodes.Element) -> nodes.Element | None:
     """Find what annotations call by its private home, and check what lies outside of our own documentation."""
     if node.get("refdomain") != "py":
@@ -94,7 +105,11 @@ def resolve(app: Sphinx, env: BuildEnvironment, node: pending_xref, content: nod
     found = sorted((name for name in domain.objects if name.endswith(f".{called}")), key=lambda name: name.count("."))
     if found:
         return domain.resolve_xref(env, node["refdoc"], app.builder, "obj", found[0], node, content)
-    if first in sys.stdlib_module_names | {"trio", "trioconn"} and exists(target):
+    if first in sys.stdlib_module_names | {"trio", "trioconn"} and exists(
+        target.removeprefix("_")
+    ):  # `_ssl.SSLContext`
+        return content
+    if node["reftype"] == "class" and target in private_names():  # in an annotation; prose may name only what is public
         return content
     homes = ("builtins", "typing", "collections.abc", "trioconn", "trioconn.events", "trioconn.testing")
     return content if any(exists(f"{home}.{target}") for home in homes) else None

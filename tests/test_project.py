@@ -40,22 +40,26 @@ ORDER = """
     _establish.plan
     _establish.addresses
     _establish.dns_cache
+    _establish.hosts_file
     _establish.policy
     _establish.race
     _establish.resolve
     _establish.dns
     _establish.sockets
-    _establish.streams
+    _establish.foreign
     _establish.tcp
     _establish.unix
+    _establish.windows_calls
     _establish.windows_pipe
     _establish.http_connect
     _establish.tls_context
+    _establish.tls_engine
     _establish.tls
     _establish.tls_step
     _establish.http_tunnel
     _establish.socks
     _establish.dial
+    _watch
     _connection
     _connector
     _connectors
@@ -82,7 +86,9 @@ PURE = {
     "_establish.plan",
     "_establish.addresses",
     "_establish.dns_cache",
+    "_establish.hosts_file",
     "_establish.policy",
+    "_establish.windows_calls",
     "_establish.http_connect",
 }
 ADAPTERS = {"httpx2", "httpcore2", "anyio", "opentelemetry", "aio"}
