@@ -45,6 +45,7 @@ also after Abort. A Close counts at once.
    granted connection that proved dirty or expired is dropped, its waiter goes back to the head of its queue.
 8. **Closed**: refuse all waiters, close all idle, abort all attempts. Later results and releases are closed.
 
+Three modules: this one decides; `_pool_books.py` counts and ranks; `_pool_state.py` says what of.
 Where no endpoint is limited there are no places at all: endpoints are then counted only when somebody asks.
 
 Cost: no fact scans connections, waiters or routes. Queues are OrderedDicts (a plain dict degrades at `next(iter())`
@@ -57,13 +58,11 @@ is a heap (`Ranking`). The hot path, `take` and `released` while nobody is hungr
 
 from __future__ import annotations
 
-import heapq
 import math
-from collections import OrderedDict
-from typing import TYPE_CHECKING, Generic, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
+from ._pool_books import Books, length
 from ._pool_state import (
-    CLOSED,
     IDLE,
     LEASED,
     Abort,
@@ -76,7 +75,6 @@ from ._pool_state import (
     Home,
     Level,
     Order,
-    Place,
     R,
     Ranking,
     Reason,
@@ -87,7 +85,7 @@ from ._pool_state import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Hashable, Sequence
 
 __all__ = ["Abort", "Attempt", "Close", "Counts", "Dial", "Grant", "Order", "Pool", "Reason", "Record", "Refuse"]
 
@@ -103,7 +101,7 @@ def _same(route: Hashable) -> Hashable:
     return route
 
 
-class Pool(Generic[R, W, C]):
+class Pool(Books[R, W, C]):
     """The connections of one connector, as facts and orders. Single-threaded, not re-entrant.
 
     Args:
@@ -128,31 +126,9 @@ class Pool(Generic[R, W, C]):
         force_close: bool = False,
         endpoint_of: Callable[[R], Hashable] = _same,
     ) -> None:
-        self._keepalive = math.inf if keepalive_timeout is None else keepalive_timeout
+        super().__init__(limit, limit_per_host, keepalive_timeout, endpoint_of)
         self._max_uses = math.inf if max_uses is None else max_uses
         self._force_close = force_close
-        self._endpoint_of = endpoint_of
-        self._limit_per_host = limit_per_host or math.inf
-        self._closed = False
-
-        self._total: Level[R, W, C] = Level(limit or math.inf)
-        self._homes: dict[R, Home[R, W, C]] = {}
-        self._records: dict[Record[R, C], None] = {}  # leased and idle, oldest first
-        self._queued: dict[W, Home[R, W, C]] = {}
-        self._connecting = 0
-        self._arrivals = 0  # counts waiters, attempts and beginnings of hunger
-        self._hungry = 0  # how many routes are
-
-        self._idle = self._total.idle
-        # Dues that come before the keep-alive's end, which the order of `_idle` does not show.
-        self._early: list[tuple[float, int, Record[R, C]]] = []
-        # When `take` left the rules unsettled: it gives a record, so it cannot give orders.
-        self._unsettled: float | None = None
-
-        # Only where endpoints are limited:
-        self._places: dict[Hashable, Place[R, W, C]] | None = {} if limit_per_host else None
-        self._touched: dict[Place[R, W, C], None] = {}  # to be looked at by `_balance`
-        self._ripening: Ranking[Place[R, W, C], float] = Ranking()  # when rule 4 will close an idle one of it
 
     # ---- the hot path ------------------------------------------------------------------------------------------------
 
@@ -241,7 +217,7 @@ class Pool(Generic[R, W, C]):
             raise RuntimeError(f"gave up, but does not wait: {waiter!r}")
         orders: list[Order[R, W, C]] = []
         self._unqueue(waiter, home)
-        if home.attempts is not None and len(home.attempts) > _length(home.waiters):
+        if home.attempts is not None and len(home.attempts) > length(home.waiters):
             # Rule 3a. Attempts of prewarm stand in the way only while there are some at this very route.
             slow = next((attempt for attempt in home.attempts if not attempt.prewarm), None)
             if slow is not None:
@@ -313,7 +289,7 @@ class Pool(Generic[R, W, C]):
         orders: list[Order[R, W, C]] = []
         if self._closed:
             return orders
-        self._expire(now, orders)
+        self._settle(now, orders)  # room goes to the hungry first
         home = self._home(route)
         while home.open < count and not self._total.full and not (home.place is not None and home.place.full):
             self._dial(home, now, orders, prewarm=True)
@@ -325,7 +301,7 @@ class Pool(Generic[R, W, C]):
         orders: list[Order[R, W, C]] = []
         self._closed = True
         self._unsettled = None
-        orders.extend(Refuse(waiter) for waiter in self._queued)
+        orders.extend([Refuse(waiter) for waiter in self._queued])
         homes = list(self._homes.values())
         for home in homes:
             for waiter in list(home.waiters or ()):
@@ -353,73 +329,15 @@ class Pool(Generic[R, W, C]):
             h = self._total.hungry.first()
             if h is not None:
                 moment = min(moment, _ripe(longest, h))
-        ripening = self._ripening.least()
-        if ripening is not None:
-            moment = min(moment, ripening)
+        ripe = self._ripening.first()
+        if ripe is not None:
+            moment = min(moment, self._ripening.key(ripe))
         return None if moment == math.inf else moment
 
     @property
     def unsettled(self) -> bool:
         """Whether a `take` left orders to be fetched by `expired`."""
         return self._unsettled is not None
-
-    @property
-    def is_closed(self) -> bool:
-        return self._closed
-
-    @property
-    def open(self) -> int:
-        return self._total.open
-
-    @property
-    def idle(self) -> int:
-        return len(self._idle)
-
-    @property
-    def connecting(self) -> int:
-        """Attempts, those included that are aborted and have not ended."""
-        return self._connecting
-
-    @property
-    def leased(self) -> int:
-        return self._total.open - self._connecting - len(self._idle)
-
-    @property
-    def waiting(self) -> int:
-        return len(self._queued)
-
-    def open_of(self, route: R) -> int:
-        """What `route` holds: leased, idle and attempts."""
-        home = self._homes.get(route)
-        return 0 if home is None else home.open
-
-    def leases(self) -> Iterator[Record[R, C]]:
-        """The leased connections, oldest connection first. Goes through all connections: for warnings and the end."""
-        return (record for record in self._records if record.state is LEASED)
-
-    def oldest_wait(self, now: float) -> float:
-        """How many seconds the longest waiting waiter has waited, 0 if nobody waits. Goes through all routes."""
-        oldest = (home.waiters[next(iter(home.waiters))].since for home in self._homes.values() if home.waiters)
-        return max(now - min(oldest, default=now), 0.0)
-
-    def endpoints(self) -> Mapping[Hashable, Counts]:
-        """The counts of every endpoint that has any. Goes through all routes and idle connections: for statistics."""
-        idle: dict[Home[R, W, C], int] = {}
-        for record in self._idle:
-            idle[record.home] = idle.get(record.home, 0) + 1
-        table: dict[Hashable, Counts] = {}
-        for home in self._homes.values():
-            endpoint = self._endpoint_of(home.route)
-            was = table.get(endpoint, Counts())
-            resting, connecting = idle.get(home, 0), _length(home.attempts) + home.aborting
-            table[endpoint] = Counts(
-                open=was.open + home.open,
-                leased=was.leased + home.open - resting - connecting,
-                idle=was.idle + resting,
-                connecting=was.connecting + connecting,
-                waiting=was.waiting + _length(home.waiters),
-            )
-        return table
 
     # ---- the rules ---------------------------------------------------------------------------------------------------
 
@@ -453,6 +371,9 @@ class Pool(Generic[R, W, C]):
         """Rules 3b and 4, the latter for idle connections: in total, then at each endpoint that changed (rule 5)."""
         if self._balance_level(self._total, now, orders):
             return True
+        while (ripe := self._ripening.first()) is not None and self._ripening.key(ripe) <= now:
+            self._ripening.remove(ripe)
+            self._touched[ripe] = None
         while self._touched:
             place = next(iter(self._touched))
             if self._balance_level(place, now, orders):
@@ -494,7 +415,7 @@ class Pool(Generic[R, W, C]):
             self._close_for(h, record, now, orders)
         elif home.waiters is not None:
             self._grant(record, orders)
-            if home.rank is not None and self._unsettled is None and _length(home.waiters) > _length(home.attempts):
+            if home.rank is not None and self._unsettled is None and length(home.waiters) > length(home.attempts):
                 return orders  # as hungry as before: no rule can have come true
             self._changed(home)
         else:
@@ -524,85 +445,6 @@ class Pool(Generic[R, W, C]):
                 h = own
         return None if h is home else h
 
-    # ---- changes, one at a time --------------------------------------------------------------------------------------
-
-    def _home(self, route: R) -> Home[R, W, C]:
-        """What is known of `route`. Whoever asks ends with `_changed`, which forgets it again if it is empty."""
-        home = self._homes.get(route)
-        if home is None:
-            place = None
-            if self._places is not None:
-                endpoint = self._endpoint_of(route)
-                place = self._places.get(endpoint)
-                if place is None:
-                    place = self._places[endpoint] = Place(endpoint, self._limit_per_host)
-                place.homes += 1
-            home = self._homes[route] = Home(route, place)
-        return home
-
-    def _queue(self, waiter: W, home: Home[R, W, C], ticket: Ticket) -> OrderedDict[W, Ticket]:
-        waiters = home.waiters
-        if waiters is None:
-            waiters = home.waiters = OrderedDict()
-        waiters[waiter] = ticket
-        self._queued[waiter] = home
-        return waiters
-
-    def _unqueue(self, waiter: W, home: Home[R, W, C]) -> Ticket:
-        assert home.waiters is not None
-        ticket = home.waiters.pop(waiter)
-        if not home.waiters:
-            home.waiters = None
-        del self._queued[waiter]
-        return ticket
-
-    def _grant(self, record: Record[R, C], orders: list[Order[R, W, C]]) -> None:
-        """Lease `record` to the oldest waiter of its route."""
-        home: Home[R, W, C] = record.home
-        assert home.waiters is not None
-        waiter = next(iter(home.waiters))
-        record.ticket = self._unqueue(waiter, home)
-        record.uses += 1
-        orders.append(Grant(waiter, record))
-
-    def _shelve(self, record: Record[R, C], now: float, due: float) -> None:
-        """Make a leased connection idle; as `released` does on its hot path, but for any due."""
-        home: Home[R, W, C] = record.home
-        default = now + self._keepalive
-        record.state = IDLE
-        record.idle_since = now
-        record.due = due = min(due, record.expires)
-        record.older = home.newest
-        if record.older is not None:
-            record.older.newer = record
-        home.newest = record
-        self._idle[record] = None
-        if home.place is not None:
-            home.place.idle[record] = None
-        if due < default and record.filed != due:
-            record.filed = due
-            self._arrivals += 1
-            heapq.heappush(self._early, (due, self._arrivals, record))
-            if len(self._early) > 2 * len(self._idle) + 32:
-                self._early = [(r.due, n, r) for n, r in enumerate(self._idle) if r.filed == r.due]
-                heapq.heapify(self._early)
-
-    def _unshelve(self, record: Record[R, C]) -> None:
-        """Make an idle connection leased, from wherever it lies."""
-        home: Home[R, W, C] = record.home
-        newer, older = record.newer, record.older
-        if newer is None:
-            home.newest = older
-        else:
-            newer.older = older
-        if older is not None:
-            older.newer = newer
-        record.newer = record.older = None
-        record.state = LEASED
-        del self._idle[record]
-        if home.place is not None:
-            del home.place.idle[record]
-
     def _take_older(self, record: Record[R, C] | None, now: float) -> Record[R, C] | None:
         """The newest was due, which an older one need not be; those that are due are left to `_expire`."""
         while record is not None and record.due <= now:
@@ -618,88 +460,11 @@ class Pool(Generic[R, W, C]):
         self._unsettled = now
         self._touch(home)
 
-    def _first_due(self) -> float:
-        """When the first idle connection is due by itself, or infinity."""
-        early = self._early
-        while early:
-            due, _, record = early[0]
-            if record.state is IDLE and record.due == due:
-                break
-            heapq.heappop(early)
-            if record.filed == due:
-                record.filed = None
-        longest = next(iter(self._idle), None)
-        if longest is None:
-            return math.inf
-        # Those without an early due become due in the order in which they became idle.
-        return min(longest.due, early[0][0]) if early else longest.due
-
-    def _close(self, record: Record[R, C], reason: Reason, orders: list[Order[R, W, C]]) -> None:
-        self._forget(record)
-        orders.append(Close(record, reason))
-
-    def _forget(self, record: Record[R, C]) -> None:
-        """A connection is no more."""
-        if record.state is IDLE:
-            self._unshelve(record)
-        record.state = CLOSED
-        del self._records[record]
-        self._opened(record.home, -1)
-
     def _close_for(self, h: Home[R, W, C], record: Record[R, C], now: float, orders: list[Order[R, W, C]]) -> None:
         """Rule 4: close `record` and dial `h` in its stead, at once: the freed slot is h's, not the hungriest's."""
         self._close(record, "evicted", orders)
         self._dial(h, now, orders)
         self._changed(h)
-
-    def _dial(self, home: Home[R, W, C], now: float, orders: list[Order[R, W, C]], *, prewarm: bool = False) -> None:
-        """Start an attempt. `_changed` must follow."""
-        self._arrivals += 1
-        attempt: Attempt[R] = Attempt(home, self._arrivals, now, prewarm=prewarm)
-        if home.attempts is None:
-            home.attempts = OrderedDict()
-        home.attempts[attempt] = None
-        self._connecting += 1
-        home.open += 1
-        self._total.open += 1
-        if home.place is not None:
-            home.place.open += 1
-        orders.append(Dial(home.route, attempt))
-
-    def _abort(self, attempt: Attempt[R], orders: list[Order[R, W, C]]) -> None:
-        """Abort a running attempt, which stays open. `_changed` must follow."""
-        home: Home[R, W, C] = attempt.home
-        self._remove_attempt(attempt, home)
-        attempt.aborted = True
-        self._count_aborting(home, 1)
-        orders.append(Abort(attempt))
-
-    def _end(self, attempt: Attempt[R]) -> Home[R, W, C]:
-        """Strike an attempt out; it still counts as open. `_changed` or `_opened` must follow."""
-        if attempt.ended:
-            raise RuntimeError(f"ended, but not under way: {attempt!r}")
-        home: Home[R, W, C] = attempt.home
-        if self._homes.get(home.route) is not home:
-            raise RuntimeError(f"not an attempt of this pool: {attempt!r}")
-        if attempt.aborted:
-            self._count_aborting(home, -1)
-        else:
-            self._remove_attempt(attempt, home)
-        attempt.ended = True
-        self._connecting -= 1
-        return home
-
-    def _remove_attempt(self, attempt: Attempt[R], home: Home[R, W, C]) -> None:
-        assert home.attempts is not None
-        del home.attempts[attempt]
-        if not home.attempts:
-            home.attempts = None
-
-    def _count_aborting(self, home: Home[R, W, C], change: int) -> None:
-        home.aborting += change
-        self._total.aborting += change
-        if home.place is not None:
-            home.place.aborting += change
 
     def _refuse(self, attempt: Attempt[R], orders: list[Order[R, W, C]]) -> None:
         """Rules 3 and 6: whom the failure of `attempt` concerns."""
@@ -712,68 +477,6 @@ class Pool(Generic[R, W, C]):
             orders.append(Refuse(waiter))
             if not attempt.after_failure:
                 break
-
-    def _opened(self, home: Home[R, W, C], change: int) -> None:
-        home.open += change
-        self._total.open += change
-        if home.place is not None:
-            home.place.open += change
-        self._changed(home)
-
-    def _changed(self, home: Home[R, W, C]) -> None:
-        """Bring the rankings up to date after any change at `home`: worked out anew, not remembered."""
-        place = home.place
-        waiting, running = _length(home.waiters), _length(home.attempts)
-        level = self._total if place is None else place
-        if waiting > running:
-            last = home.failed and running > 0
-            if home.rank is None:
-                self._hungry += 1
-            if home.rank is None or home.rank[0] is not last or home.rank[1] != home.open:
-                self._arrivals += 1
-                home.rank = (last, home.open, self._arrivals)
-                level.hungry.put(home, home.rank)
-        elif home.rank is not None:
-            home.rank = None
-            self._hungry -= 1
-            level.hungry.remove(home)
-        if running > waiting and home.attempts is not None:
-            oldest = next(iter(home.attempts)).number
-            self._total.surplus.put(home, oldest)
-            level.surplus.put(home, oldest)
-        else:
-            self._total.surplus.remove(home)
-            level.surplus.remove(home)
-        if not home.open and not waiting:
-            self._drop_home(home)
-        if place is not None:
-            self._stand(place)
-            self._touched[place] = None
-
-    def _touch(self, home: Home[R, W, C]) -> None:
-        if home.place is not None:
-            self._touched[home.place] = None
-
-    def _stand(self, place: Place[R, W, C]) -> None:
-        """Rule 5: the hungriest route of an endpoint that has room stands for it among all."""
-        best = None if place.full else place.hungry.first()
-        if place.standing is not None and place.standing is not best:
-            self._total.hungry.remove(place.standing)
-        place.standing = best
-        if best is not None and best.rank is not None:
-            self._total.hungry.put(best, best.rank)
-
-    def _drop_home(self, home: Home[R, W, C]) -> None:
-        if self._homes.get(home.route) is home:
-            del self._homes[home.route]
-            if home.place is not None and self._places is not None:
-                home.place.homes -= 1
-                if not home.place.homes:
-                    del self._places[home.place.endpoint]
-
-
-def _length(queue: OrderedDict[W, Ticket] | OrderedDict[Attempt[R], None] | None) -> int:
-    return 0 if queue is None else len(queue)
 
 
 def _ripe(record: Record[R, C], h: Home[R, W, C]) -> float:

@@ -1,6 +1,6 @@
 """What the pool keeps, without its rules: orders, connections, attempts, routes, levels, and a ranking.
 
-`_pool.py` decides; nothing here does. All counts are changed there.
+`_pool_books.py` keeps all this true, `_pool.py` decides; nothing here does either.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ IDLE: Final = "idle"
 CLOSED: Final = "closed"
 
 Reason = Literal["idle", "age", "uses", "evicted", "closed", "force_close"]
-"""Why the pool has a connection closed: keep-alive over, lifetime over, uses used up, given up for a hungrier route, the
-pool is closed, ``force_close``."""
+"""Why the pool has a connection closed: keep-alive over, lifetime over, uses used up, given up for a hungrier route,
+pool closed, ``force_close``."""
 
 
 # ---- orders ----------------------------------------------------------------------------------------------------------
@@ -165,7 +165,7 @@ class Ticket(NamedTuple):
 
 
 Rank: TypeAlias = tuple[bool, int, int]
-"""Of a hungry route: whether it comes last (rule 6), how much it holds, since when it is hungry with that; least first."""
+"""Of a hungry route: whether it comes last (rule 6), how much it holds, since when it is hungry so; least first."""
 
 
 class Home(Generic[R, W, C]):
@@ -245,10 +245,10 @@ class Ranking(Generic[Item, Key]):
             heapq.heappop(heap)
         return heap[0][2]
 
-    def least(self) -> Key | None:
-        """The least key, or None."""
-        item = self.first()
-        return None if item is None or self._keys is None else self._keys[item]
+    def key(self, item: Item) -> Key:
+        """The key of an item that is here."""
+        assert self._keys is not None
+        return self._keys[item]
 
 
 class Level(Generic[R, W, C]):
