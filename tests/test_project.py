@@ -35,6 +35,7 @@ ORDER = """
     _proxy
     events
     _pool_state
+    _pool_books
     _pool
     _establish.environment
     _establish.plan
@@ -50,6 +51,7 @@ ORDER = """
     _establish.tcp
     _establish.unix
     _establish.windows_calls
+    _establish.windows_pipe_stream
     _establish.windows_pipe
     _establish.http_connect
     _establish.tls_context
@@ -81,6 +83,7 @@ PURE = {
     "_proxy",
     "events",
     "_pool_state",
+    "_pool_books",
     "_pool",
     "_establish.environment",
     "_establish.plan",
