@@ -17,6 +17,7 @@ import ssl as _ssl
 from base64 import b64encode
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from ipaddress import IPv6Address
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias, cast, get_args
 from urllib.parse import unquote_to_bytes
 
@@ -168,7 +169,17 @@ class Proxy:
         return other
 
     def step(self, host: Host, port: int, hop: int) -> ConnectStep | SocksStep:
-        """The step that asks this proxy, number `hop` of the chain, for a tunnel to `host`:`port`."""
+        """The step that asks this proxy, number `hop` of the chain, for a tunnel to `host`:`port`.
+
+        Raises:
+          InvalidTargetError: its protocol cannot say that host.
+        """
+        if host.zone is not None:
+            raise InvalidTargetError(
+                f"{host} through {self.hop}: a zone means nothing on another machine; leave it out"
+            )
+        if self.scheme == "socks4a" and isinstance(host.address, IPv6Address):
+            raise InvalidTargetError(f"{host} through {self.hop}: SOCKS 4a cannot carry IPv6 addresses; use socks5h")
         auth = None if self.auth is None else Secret(self.auth)
         if self.scheme == "http" or self.scheme == "https":
             return ConnectStep(host, port, auth, Secret(self.request_headers), hop)
