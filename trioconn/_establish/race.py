@@ -35,7 +35,7 @@ from __future__ import annotations
 import math
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 import trio
 
@@ -237,15 +237,11 @@ async def _alone(candidate: C, attempt: AttemptFn[C, R], failures: tuple[type[Ex
 
 def _unwrapped(error: BaseException) -> BaseException:
     """The one exception that stands for a group: the first that is no cancellation, else a cancellation."""
-    leaves: list[BaseException] = []
-    stack = [error]
-    while stack:
-        leaf = stack.pop()
-        if isinstance(leaf, BaseExceptionGroup):
-            stack.extend(reversed(leaf.exceptions))
-        else:
-            leaves.append(leaf)
-    return next((leaf for leaf in leaves if not isinstance(leaf, trio.Cancelled)), leaves[0])
+    while isinstance(error, BaseExceptionGroup):
+        group = cast("BaseExceptionGroup[BaseException]", error)
+        _, others = group.split(trio.Cancelled)
+        error = (others or group).exceptions[0]
+    return error
 
 
 class _Race(Generic[C, R]):
