@@ -19,7 +19,7 @@ from __future__ import annotations
 import errno
 import select
 import socket as stdlib
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 
 import trio
 from trio.lowlevel import (
@@ -39,6 +39,34 @@ if TYPE_CHECKING:
 
 RECEIVE_SIZE: Final = 65536
 """Above 128 KiB malloc maps fresh pages for every buffer, and the page faults cost more than the calls saved."""
+
+
+@runtime_checkable
+class SynchronousStream(Protocol):
+    """What streams of this library can do besides trio's methods, all without a checkpoint."""
+
+    probe_reason: str
+
+    def probe(self) -> bool:
+        """Whether the stream is clean; if not, `probe_reason` says why."""
+        ...
+
+    def receive_nowait(self, max_bytes: int) -> bytes | bytearray:
+        """What can be read now, ``b""`` at the end, else `trio.WouldBlock`."""
+        ...
+
+    def send_nowait(self, data: Buffer) -> int:
+        """How many bytes of `data` were taken, possibly none."""
+        ...
+
+    def close_nowait(self) -> None:
+        """Close at once."""
+        ...
+
+    def fileno(self) -> int:
+        """The number of the socket at the bottom, -1 when closed."""
+        ...
+
 
 _UNSENT_MOST: Final = 2**14  # trio's choice; see TCP_NOTSENT_LOWAT in its socket stream (python-trio/trio#72)
 _CLOSED_ERRNOS: Final = frozenset({errno.EBADF, errno.ENOTSOCK})  # Unix, Windows
