@@ -44,8 +44,10 @@ ORDER = """
     _establish.hosts_file
     _establish.policy
     _establish.race
+    _establish.answers
     _establish.resolve
-    _establish.dns
+    _establish.system_resolver
+    _establish.dns_resolver
     _establish.sockets
     _establish.foreign
     _establish.tcp
@@ -61,6 +63,8 @@ ORDER = """
     _establish.http_tunnel
     _establish.socks
     _establish.dial
+    _observing
+    _statistics
     _watch
     _connection
     _connector
