@@ -7,11 +7,11 @@ and is shown without a link. So a reference that leads nowhere is an error with 
 
 from __future__ import annotations
 
+import ast
 import functools
 import importlib
 import importlib.metadata
 import os
-import pkgutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,11 +86,18 @@ def exists(dotted: str) -> bool:
 
 @functools.cache
 def private_names() -> frozenset[str]:
-    """What annotations may call by a name that users do not need: the types of our private modules."""
-    package = importlib.import_module("trioconn")
-    modules = [module.name for module in pkgutil.walk_packages(package.__path__, "trioconn.") if "._" in module.name]
-    library = [name for name in modules if not name.endswith("__main__") and "._cli" not in name]
-    return frozenset(name for module in library for name in vars(importlib.import_module(module)) if name[0].isupper())
+    """What annotations may call by a name that users do not need: the types of our private modules.
+
+    Read, not imported: some of the modules are for another platform.
+    """
+    package = Path(__file__).parent.parent / "trioconn"
+    private = [path for path in package.rglob("*.py") if "/_" in f"/{path.relative_to(package).as_posix()}"]
+    statements = [statement for path in private for statement in ast.parse(path.read_text(encoding="utf-8")).body]
+    names = {statement.name for statement in statements if isinstance(statement, ast.ClassDef)}
+    for statement in statements:
+        targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
+        names |= {target.id for target in targets if isinstance(target, ast.Name)}
+    return frozenset(names)
 
 
 def resolve(app: Sphinx, env: BuildEnvironment, node: pending_xref, content: nodes.Element) -> nodes.Element | None:
@@ -111,7 +118,8 @@ def resolve(app: Sphinx, env: BuildEnvironment, node: pending_xref, content: nod
         return content
     if node["reftype"] == "class" and target in private_names():  # in an annotation; prose may name only what is public
         return content
-    homes = ("builtins", "typing", "collections.abc", "trioconn", "trioconn.events", "trioconn.testing")
+    ours = ("trioconn", "trioconn.events", "trioconn.testing")
+    homes = ("builtins", "typing", "typing_extensions", "collections.abc", "types", *ours)
     return content if any(exists(f"{home}.{target}") for home in homes) else None
 
 
