@@ -39,7 +39,8 @@ _MOST_TEXT = _MOST_OCTETS + 1
 _DOTS = re.compile("[.\u3002\uff0e\uff61]")
 _LABEL = re.compile(r"[a-z0-9_-]+")
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
-_ZONE = re.compile(r"[A-Za-z0-9._~-]{1,64}")
+ZONE = re.compile(r"[A-Za-z0-9._~-]{1,64}")
+"""What the zone of an IPv6 address may look like: an interface's name or number."""
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
 # C0, DEL and C1, and everything that Unicode calls a space. In a URL and in a host.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\s]")
@@ -258,7 +259,7 @@ def _parse_ipv4(text: str, what: str) -> Host:
 
 def _parse_ipv6(text: str, what: str) -> Host:
     literal, percent, zone = text.partition("%")
-    if percent and not _ZONE.fullmatch(zone):
+    if percent and not ZONE.fullmatch(zone):
         raise InvalidTargetError(f"{what}: the zone of an IPv6 address is a name such as eth0 or a number")
     try:
         address = IPv6Address(literal)

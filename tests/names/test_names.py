@@ -83,8 +83,8 @@ CONTROLS = [
 ]  # fmt: skip
 SEPARATORS = [
     "a/b", "a\\b", "a@b", "a?b", "a#b", "a%b", "a%2fb", "a%00b", "a:b", "a.test:443", "[a]", "[::1]", "a]", "<a>",
-    "a,b", "a;b", "a'b", 'a"b', "a`b", "a|b", "a+b", "a~b", "a!b", "a$b", "a&b", "a(b", "a=b", "a^b", "a{b", "*.test", "*",
-    "a／b", "a＠b", "a％b", "a：b", "a＃b", "a？b", "a＼b", "ａ_b.test",
+    "a,b", "a;b", "a'b", 'a"b', "a`b", "a|b", "a+b", "a~b", "a!b", "a$b", "a&b", "a(b", "a=b", "a^b", "a{b", "*.test",
+    "*", "a／b", "a＠b", "a％b", "a：b", "a＃b", "a？b", "a＼b", "ａ_b.test",
 ]  # fmt: skip
 NOT_CANONICAL = [
     "127.1", "0177.0.0.1", "0x7f.1", "0x7f000001", "0x7F000001", "2130706433", "0", "1.2.3.256", "1.2.3", "1.2.3.4.5",
