@@ -230,6 +230,7 @@ class Pool(Books[R, W, C]):
         home = self._end(attempt)
         home.failed = False
         record: Record[R, C] = Record(home, connection, now, now - attempt.began, expires)
+        attempt.record = record
         self._records[record] = None
         orders: list[Order[R, W, C]] = []
         if self._closed:

@@ -1,9 +1,9 @@
 """The pool's books: what is counted and ranked, and the changes that keep counts and rankings true. No rules.
 
 Each change does the counting of one step (an attempt begins, a connection is shelved, a waiter leaves the queue), so
-that `_pool.py` is left with the decisions. `_changed` works out anew where a route stands after any change: whether it is
-hungry, has surplus attempts, stands for its endpoint, or can be forgotten. Changes that end in "must follow" leave that
-to their caller, who has more to do at the same route.
+that `_pool.py` is left with the decisions. `_changed` works out anew where a route stands after any change: whether it
+is hungry, has surplus attempts, stands for its endpoint, or can be forgotten. Changes whose docstring says that it
+"must follow" leave that to their caller, who has more to do at the same route.
 """
 
 from __future__ import annotations

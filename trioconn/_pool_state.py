@@ -135,9 +135,10 @@ class Attempt(Generic[R]):
       prewarm: whether nobody waited for it (rule 7).
       after_failure: whether the latest attempt of its route had failed when it began (rule 6).
       aborted, ended: how far it has come.
+      record: its connection, if it succeeded; no order names one that became idle.
     """
 
-    __slots__ = ("aborted", "after_failure", "began", "ended", "home", "number", "prewarm")
+    __slots__ = ("aborted", "after_failure", "began", "ended", "home", "number", "prewarm", "record")
 
     def __init__(self, home: Home[R, Any, Any], number: int, began: float, *, prewarm: bool) -> None:
         self.home = home
@@ -147,6 +148,7 @@ class Attempt(Generic[R]):
         self.after_failure = home.failed
         self.aborted = False
         self.ended = False
+        self.record: Record[R, Any] | None = None
 
     @property
     def route(self) -> R:
