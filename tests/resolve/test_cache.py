@@ -189,7 +189,6 @@ def test_bad_options(bad: dict[str, float]) -> None:
 def test_turning_loses_nothing(some: list[str], times: int) -> None:
     cache = DNSCache()
     cache.put(A, results(*some), 0)
-    for _ in range(times):
-        turned = got(cache)
+    turned = [got(cache) for _ in range(times)][-1]
     assert sorted(turned) == sorted(some)
     assert [":" in address for address in turned] == [":" in address for address in some]

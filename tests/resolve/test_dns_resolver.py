@@ -24,7 +24,7 @@ from trioconn._names import parse_host
 from .fakes import V4, V6, addresses, texts
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator
     from pathlib import Path
 
 
@@ -70,7 +70,7 @@ class NameServer:
 
 
 @asynccontextmanager
-async def running() -> AsyncIterator[tuple[NameServer, DNSResolver]]:
+async def running() -> AsyncGenerator[tuple[NameServer, DNSResolver]]:
     server = NameServer()
     async with trio.open_nursery() as nursery:
         await nursery.start(server.serve)

@@ -204,11 +204,11 @@ async def test_each_waiter_gets_an_error_of_its_own(nursery: trio.Nursery) -> No
 async def test_both_families_failing_keep_both_causes(nursery: trio.Nursery) -> None:
     causes = OSError("six"), LookupError("four")
     resolver = FakeResolver({("a.test", V6): causes[0], ("a.test", V4): causes[1]}, splits=True)
-    with pytest.raises(ResolveError, match="six.*LookupError: four") as caught:
+    with pytest.raises(ResolveError, match=r"six.*LookupError: four") as caught:
         await addresses(made(resolver, nursery).open(HOST))
-    group = caught.value.__cause__
-    assert isinstance(group, ExceptionGroup)
-    assert set(group.exceptions) == set(causes)
+    assert pytest.RaisesGroup(
+        pytest.RaisesExc(check=lambda exc: exc is causes[0]), pytest.RaisesExc(check=lambda exc: exc is causes[1])
+    ).matches(caught.value.__cause__)
 
 
 @pytest.mark.security(263)
@@ -216,7 +216,8 @@ async def test_both_families_failing_keep_both_causes(nursery: trio.Nursery) -> 
     "answer",
     [
         OSError(), ValueError("what"), StopIteration(), StopAsyncIteration(), RuntimeError(), AssertionError(),
-        ExceptionGroup("odd", [ValueError()]), trio.TooSlowError(), trio.EndOfChannel(), [], None, 5, [None, 5, "192.0.2.1"],
+        ExceptionGroup("odd", [ValueError()]), trio.TooSlowError(), trio.EndOfChannel(), [], None, 5,
+        [None, 5, "192.0.2.1"],
         results("a.test", "127.1", "", "::1%", "192.0.2.1%1", "fe80::1%a b", "192.0.2.1:80", "[::1]"),
         [ResolveResult("192.0.2.1", V6), ResolveResult("::1", V4), ResolveResult(b"192.0.2.1", V4)],  # type: ignore[arg-type]
     ],

@@ -115,7 +115,9 @@ class Hook(trio.abc.HostnameResolver):
     def __init__(self) -> None:
         self.asked: list[tuple[Any, int]] = []
 
-    async def getaddrinfo(self, host: Any, port: Any, family: int = 0, *rest: int) -> Any:
+    async def getaddrinfo(
+        self, host: Any, port: Any, family: int = 0, type: int = 0, proto: int = 0, flags: int = 0
+    ) -> Any:
         self.asked.append((host, family))
         await trio.lowlevel.checkpoint()
         return ADDRESSES[ANY]

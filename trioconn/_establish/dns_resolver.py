@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import socket
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import trio
 
@@ -20,7 +20,7 @@ from .resolve import Resolver
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
 
     import dns.asyncresolver
 
@@ -143,7 +143,7 @@ class DNSResolver(Resolver):
             return []
         # The shortest one of the chain of aliases, too.
         ttl = float(answer.chaining_result.minimum_ttl)
-        records: Iterable[Any] = answer.rrset
+        records = cast("Iterable[Any]", answer.rrset)
         return [ResolveResult(str(record.address), family, ttl) for record in records]
 
     def _configured(self) -> dns.asyncresolver.Resolver:
@@ -195,8 +195,9 @@ class _WatchedSocket:
         await self._inner.__aenter__()
         return self
 
-    async def __aexit__(self, *exc: object) -> None:
-        await self._inner.__aexit__(*exc)
+    def __aexit__(self, *exc: object) -> Awaitable[None]:
+        closing: Awaitable[None] = self._inner.__aexit__(*exc)
+        return closing
 
     async def sendto(self, *args: Any) -> Any:
         count = await self._inner.sendto(*args)
