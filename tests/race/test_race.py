@@ -305,6 +305,14 @@ async def test_a_bug_closes_a_result_that_was_won_in_the_same_tick(autojump_cloc
     assert track.open == set()
 
 
+async def test_nothing_is_started_after_a_bug(autojump_clock: MockClock) -> None:
+    """That the latest attempt has ended would be a reason to start the next."""
+    track = Track()
+    with pytest.raises(ZeroDivisionError):
+        await track.run(Script("bug", 0, ZeroDivisionError()), Script("b", 0))
+    assert track.started == [("bug", 0)]
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3)])
 async def test_interruptions_come_out_bare(autojump_clock: MockClock, error: BaseException) -> None:
     track = Track()

@@ -265,6 +265,7 @@ class _Race(Generic[C, R]):
         self._running: dict[int, Attempt] = {}  # in order of start; the latest started is in it until it ends
         self._results: list[Won[C, R]] = []
         self._failed: list[Failure[C]] = []
+        self._interrupted = False  # an attempt was cancelled from outside, or raised what is no failure
         self.started = 0
 
     def hand_over(self) -> tuple[Won[C, R] | None, list[R], list[Failure[C]]]:
@@ -276,8 +277,8 @@ class _Race(Generic[C, R]):
 
     @trio.lowlevel.enable_ki_protection
     async def drive(self, nursery: trio.Nursery) -> None:
-        """Start attempts at their time; return when somebody won or nothing is left."""
-        while not self._results:
+        """Start attempts at their time; return when somebody won, nothing is left, or there is no point any more."""
+        while not self._results and not self._interrupted:
             more = self.started < self._max_total
             if not self._running and not (more and (self._candidates.waiting or not self._candidates.complete)):
                 return
@@ -321,6 +322,9 @@ class _Race(Generic[C, R]):
                 self._failed.append(Failure(me.index, candidate, TimeoutError(text)))
         except self._failures as error:
             self._failed.append(Failure(me.index, candidate, error))
+        except BaseException:
+            self._interrupted = True
+            raise
         finally:
             del self._running[me.index]
             self._candidates.touch()
