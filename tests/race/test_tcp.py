@@ -11,10 +11,12 @@ import errno
 import gc
 import math
 import os
+import signal
 import socket
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
@@ -33,6 +35,7 @@ from trioconn._errors import (
 from trioconn._establish.addresses import Address, History
 from trioconn._establish.answers import Batch
 from trioconn._establish.dns_cache import ResolveResult
+from trioconn._establish.resolve import Lookups, Resolver
 from trioconn._establish.sockets import SocketStream
 from trioconn._establish.tcp import Progress, TCPOptions, connect_tcp
 from trioconn._names import Host, parse_host
@@ -948,3 +951,77 @@ async def test_real_cancellation_of_a_blackholed_race() -> None:
                 after = len(os.listdir("/proc/self/fd")) if before else 0
         assert scope.cancelled_caught
         assert after == before
+
+
+@pytest.mark.case("trio#809")
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("where", ["factory", "connect", "finish"])
+def test_real_keyboard_interrupt(where: str, count: int) -> None:
+    """A real signal, at three moments: it comes out bare, and no socket is left though nothing is collected."""
+    sockets: list[socket.socket] = []
+
+    def make(info: Any) -> socket.socket:
+        if where == "factory":
+            signal.raise_signal(signal.SIGINT)
+        sockets.append(socket.socket(*info[:3]))
+        return sockets[-1]
+
+    async def connect(sock: socket.socket, sockaddr: Any) -> None:
+        if where == "connect":
+            signal.raise_signal(signal.SIGINT)
+        await trio.sleep(0.02)
+
+    async def finish(stream: SocketStream, progress: Progress) -> SocketStream:
+        try:
+            if where == "finish":
+                signal.raise_signal(signal.SIGINT)
+            await trio.sleep(1)
+        except BaseException:
+            stream.close_nowait()
+            raise
+        return stream
+
+    gc.disable()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            trio.run(
+                partial(
+                    real,
+                    *["127.0.0.1", "127.0.0.2"][:count],
+                    port=1,
+                    finish=finish,
+                    socket_factory=make,
+                    connect=connect,
+                    happy_eyeballs_delay=0.01,
+                )
+            )
+        assert sockets
+        assert all(sock.fileno() == -1 for sock in sockets)
+    finally:
+        gc.enable()
+
+
+class TwoFamilies(Resolver):
+    """Answers IPv4 at once and IPv6 after 20 ms: a real shared lookup, with virtual time."""
+
+    splits_families = True
+
+    async def resolve(self, host: str, port: int = 0, family: int = ANY) -> list[ResolveResult]:
+        if family == V6:
+            await trio.sleep(0.02)
+            return [ResolveResult("2001:db8::1", V6, None)]
+        await trio.lowlevel.checkpoint()
+        return [ResolveResult("192.0.2.1", V4, None)]
+
+
+async def test_real_lookups(autojump_clock: MockClock, nursery: trio.Nursery) -> None:
+    """The shared lookups that `FakeLookups` stands for everywhere else."""
+    net = Net({"2001:db8::1": refused(), "192.0.2.1": good})
+    lookups = Lookups(TwoFamilies(), cache=None)
+    lookups.start(nursery)
+    net.lookups.open = lookups.open  # type: ignore[method-assign, assignment]
+    assert await net.run() == "192.0.2.1"
+    assert net.dialled == [("2001:db8::1", 0.02), ("192.0.2.1", 0.02)]
+    names = [name for name, _ in net.events]
+    assert names.index("LookupFinished") < names.index("AttemptStarted")
+    lookups.close()

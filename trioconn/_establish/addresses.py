@@ -59,6 +59,19 @@ class Address:
     family: int
     sockaddr: SockAddr
 
+    @classmethod
+    def from_text(cls, text: str, port: int) -> Address | None:
+        """`text`, an IP address with or without a zone; None if it is something else or has no such zone."""
+        try:
+            name, _, zone = text.partition("%")
+            ip = ip_address(name)
+            if isinstance(ip, IPv6Address):
+                scope = (int(zone) if zone.isdecimal() else socket.if_nametoindex(zone)) if zone else 0
+                return cls(socket.AF_INET6, (str(ip), port, 0, scope))
+        except (ValueError, OSError):  # no IP address; no interface of that name
+            return None
+        return None if zone else cls(socket.AF_INET, (str(ip), port))
+
     @property
     def ip(self) -> IPAddress:
         """The address without its zone."""

@@ -30,7 +30,7 @@ import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from ipaddress import IPv6Address, ip_address
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Generic, Protocol, TypeAlias, TypeVar
 
 import trio
@@ -268,7 +268,7 @@ class _FirstHop(Generic[R]):
     def _add(self, texts: Iterable[str], *, sort: bool) -> None:
         addresses: list[Address] = []
         for text in texts:
-            address = _address(text, self._port)
+            address = Address.from_text(text, self._port)
             if address is None or address.family not in self._families:
                 self._useless.append(text)
             elif self._policy is not None and not judge(self._policy, self._host.name, text):
@@ -402,19 +402,6 @@ class _FirstHop(Generic[R]):
         cls = ConnectTimeoutError if isinstance(error, TimeoutError) else ConnectError
         text = f"{self._where(doing, address)}: {error.strerror or error}{number}"
         return cls(text, errno=error.errno)
-
-
-def _address(text: str, port: int) -> Address | None:
-    """`text`, an IP address with or without a zone, as an `Address`; None if it is something else."""
-    try:
-        name, _, zone = text.partition("%")
-        ip = ip_address(name)
-        if isinstance(ip, IPv6Address):
-            scope = (int(zone) if zone.isdecimal() else socket.if_nametoindex(zone)) if zone else 0
-            return Address(socket.AF_INET6, (str(ip), port, 0, scope))
-    except (ValueError, OSError):  # no IP address; no interface of that name
-        return None
-    return None if zone else Address(socket.AF_INET, (str(ip), port))
 
 
 def _bind(sock: socket.socket, local_addr: tuple[str, int]) -> None:
