@@ -173,9 +173,11 @@ def _parse_entry(text: str) -> _Entry | None:
             return None
     try:
         if text.startswith("["):
-            literal, _, rest = text[1:].partition("]")
-            port = _parse_port(rest[1:]) if rest.startswith(":") else None
-            return _Entry(text, host=parse_host(literal, bracketed=True), port=port) if rest[:1] in {"", ":"} else None
+            literal, bracket, rest = text[1:].partition("]")
+            if not bracket or rest[:1] not in {"", ":"}:
+                return None
+            port = _parse_port(rest[1:]) if rest else None
+            return _Entry(text, host=parse_host(literal, bracketed=True), port=port)
         if text.count(":") > 1:
             return _Entry(text, host=parse_host(text))
         name, colon, digits = text.partition(":")
