@@ -1,0 +1,653 @@
+"""OWN: the thin shell around the pool that decides and the dial that establishes.
+
+Theory of operation
+-------------------
+The shell owns one nursery. In it live the attempts, the polite closings, one task that keeps time and one that watches
+idle connections. It carries facts to the pool and the pool's orders back:
+
+* Between a fact and its orders there is no ``await``. trio runs one task at a time, so there is nothing to lock.
+* These stretches run under KeyboardInterrupt protection: an interrupt arrives at a checkpoint, never between a fact and
+  its orders.
+* A waiter is a memory channel of its own with room for one word. The grant itself stands on the waiter, so that a grant
+  and a cancellation that meet in one tick cannot lose the connection: whoever leaves the queue looks whether it was
+  granted something, and gives it back before anything else can happen.
+* A connection is probed when it is released, when it is handed out, and when a waiter that was granted one resumes, each
+  time in the same stretch in which it changes hands.
+
+The nursery encloses the body of ``async with connector``, whose exceptions must come out bare. So the body's exception
+is never given to the nursery, and nothing that runs in the nursery raises for anybody's mistake.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+import math
+import random
+import threading
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import count
+from typing import Any, TypeAlias, cast
+
+import trio
+from trio.lowlevel import enable_ki_protection
+
+from . import events
+from ._attempt import Dialler, ProtocolFactory, explained, make, timed_out
+from ._connection import Held, place
+from ._errors import ConnectError, ConnectorClosedError, replica
+from ._establish.dial import Dialling
+from ._observing import Audience, Observer
+from ._pool import Abort, Attempt, Close, Dial, Grant, Order, Pool, Record
+from ._route import Route
+from ._watch import Watch
+
+logger = logging.getLogger("trioconn.connector")
+
+AnyRecord: TypeAlias = Record[Route, Held]
+AnyAttempt: TypeAlias = Attempt[Route]
+Orders: TypeAlias = "Iterable[Order[Route, Waiter, Held]]"
+
+_WARNING_INTERVAL = 60.0  # seconds
+_HOLDERS_NAMED = 5
+
+
+class Waiter:
+    """A caller in the queue: what it waits for, and what it got."""
+
+    __slots__ = ("error", "number", "observers", "queued", "receive", "record", "route", "send", "since")
+
+    def __init__(self, route: Route, number: int, since: float, observers: Sequence[Observer]) -> None:
+        self.route = route
+        self.number = number
+        self.since = since
+        self.observers = observers
+        self.send, self.receive = trio.open_memory_channel[None](1)
+        self.queued = True
+        self.record: AnyRecord | None = None
+        self.error: BaseException | None = None
+
+
+class Prewarm:
+    """A caller of prewarm, and the attempts that it waits for."""
+
+    def __init__(self) -> None:
+        self.running = 0
+        self.error: BaseException | None = None
+        self.ended = trio.Event()
+
+
+class Run:
+    """One attempt's task, from the order to its end."""
+
+    __slots__ = ("attempt", "dialling", "scope", "waited_by")
+
+    def __init__(self, attempt: AnyAttempt, dialling: Dialling) -> None:
+        self.attempt = attempt
+        self.dialling = dialling
+        self.scope = trio.CancelScope()
+        self.waited_by: list[Prewarm] = []
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Habits:
+    """How a shell makes connections and ends them: the options of a connector that are neither the pool's nor plan's.
+
+    Attributes:
+      dial: makes a stream.
+      judge: the connector's own ``is_clean``, or None where the stream's probe says all.
+      connect_timeout: seconds, or None.
+      ceil_threshold: a longer ``connect_timeout`` ends on a whole second of the clock.
+      grace: seconds that a polite closing may take; 0: none is polite.
+      harvest: keeps the TLS sessions of a connection; true when there is nothing more to keep of it. Or None.
+    """
+
+    dial: Dialler
+    judge: Callable[[trio.abc.Stream], bool] | None
+    protocol_factory: ProtocolFactory | None
+    connect_timeout: float | None
+    ceil_threshold: float
+    max_lifetime: float | None
+    jitter: float
+    grace: float
+    harvest: Callable[[Held], bool] | None
+
+
+class Shell:
+    """The tasks, timers and connections of one connector."""
+
+    def __init__(self, pool: Pool[Route, Waiter, Held], habits: Habits, audience: Audience) -> None:
+        self.pool = pool
+        self.habits = habits
+        self.audience = audience
+        self.closed = False
+        self.left = False
+        self.thread = 0
+        self.token: trio.lowlevel.TrioToken | None = None
+        self.created = self.reused = self.resumed = self.aborted = 0
+        self.failed: Counter[str] = Counter()
+        self.closed_by: Counter[str] = Counter()
+
+        self._manager: Any = None
+        self._nursery: trio.Nursery | None = None
+        self._context: contextvars.Context | None = None
+        self._watch: Watch[AnyRecord] | None = None
+        self._timer = trio.CancelScope()  # around the task that keeps time
+        self._watcher = trio.CancelScope()
+        self._farewells: set[trio.CancelScope] = set()  # cancelled when closing has to be quick
+        self._alarm: trio.CancelScope | None = None  # what the timer sleeps in
+        self._armed = math.inf  # when it will wake
+        self._warn_at = math.inf
+        self._busy = 0  # attempts and farewells, whose end `close` waits for
+        self._at_rest = trio.Event()
+        self._runs: dict[AnyAttempt, Run] = {}
+        # Waiters, dials and connections are counted each for itself: their numbers are for people.
+        self._waiters = count(1)
+        self._dials = count(1)
+        self._connections = count(1)
+
+    # ---- life --------------------------------------------------------------------------------------------------------
+
+    async def enter(self) -> trio.Nursery:
+        """Open the nursery and start the two standing tasks."""
+        self._manager = trio.open_nursery()
+        nursery: trio.Nursery = await self._manager.__aenter__()
+        self._open(nursery)
+        return nursery
+
+    @enable_ki_protection
+    def _open(self, nursery: trio.Nursery) -> None:
+        self._nursery = nursery
+        self.token = trio.lowlevel.current_trio_token()
+        self.thread = threading.get_ident()
+        self._context = contextvars.copy_context()
+        self._watch = Watch()
+        nursery.start_soon(self._keep_time, name="trioconn timer")
+        nursery.start_soon(self._keep_watch, name="trioconn watch")
+
+    async def close(self, *, polite: bool) -> None:
+        """Close everything, and wait until all attempts and farewells have ended. If cancelled: at once."""
+        try:
+            self.shut_down(polite=polite)
+            if not polite:
+                self._cut_short()
+            await trio.lowlevel.checkpoint()
+            while self._busy:
+                await self._at_rest.wait()
+        except BaseException:
+            self._cut_short()
+            raise
+
+    @enable_ki_protection
+    async def leave(self, leaving: BaseException | None) -> None:
+        """Close what is left, end the nursery. `leaving` is what already comes out of the ``async with`` block."""
+        assert self._nursery is not None and self._watch is not None
+        self.shut_down(polite=False)
+        self._nursery.cancel_scope.cancel()
+        try:
+            # The body's exception is not given to the nursery, it would come out in a group. And nothing in the nursery
+            # raises; so all that can arrive here is a cancellation from outside, or an interrupt.
+            await self._manager.__aexit__(None, None, None)
+        except BaseExceptionGroup as group:
+            if leaving is None:
+                raise next(_leaves(group)) from None
+        finally:
+            self.left = True
+            self._watch.close()
+
+    @enable_ki_protection
+    def shut_down(self, *, polite: bool) -> None:
+        """Rule 8 and its consequences, up to where something has to be waited for. May be called again."""
+        if self.closed:
+            return
+        self.closed = True
+        polite = polite and self.habits.grace > 0
+        now = trio.current_time()
+        leased = list(self.pool.leases())
+        orders = list(self.pool.closed(now))
+        ending = [order.record.connection for order in orders if isinstance(order, Close)]
+        self.obey(order for order in orders if not isinstance(order, Close))
+        for record in leased:
+            self.obey(self.pool.dropped(record, now))
+            ending.append(record.connection)
+        for held in ending:
+            if polite and can_say_goodbye(held.stream):
+                self._end(held, "closed")
+                self._start(self._bid_farewell, held)
+            else:
+                self._close(held, "closed")
+        self.audience.tell()
+        self._timer.cancel()
+        self._watcher.cancel()
+
+    @enable_ki_protection
+    async def _bid_farewell(self, held: Held) -> None:
+        scope = trio.CancelScope()
+        self._farewells.add(scope)
+        try:
+            with scope:
+                await say_goodbye(held.stream, self.habits.grace)
+        finally:
+            self._farewells.discard(scope)
+            held.stream.close_nowait()
+
+    def _cut_short(self) -> None:
+        for scope in self._farewells:
+            scope.cancel()
+
+    # ---- handing out -------------------------------------------------------------------------------------------------
+
+    def take(self, route: Route) -> AnyRecord | None:
+        """An idle connection of `route` that is clean at this moment, or None. The hot path."""
+        pool = self.pool
+        now = trio.current_time()
+        while True:
+            record = pool.take(route, now)
+            if record is None:
+                return None
+            held = record.connection
+            if held.probe() and (self.habits.judge is None or self.habits.judge(held.raw)):
+                held.leased_at = now
+                self.reused += 1
+                if pool.unsettled:
+                    self.obey(pool.expired(now))
+                return record
+            self._close(held, held.stream.probe_reason or "stray bytes")
+            self.obey(pool.dropped(record, now))
+
+    @enable_ki_protection
+    async def wait(self, route: Route, observers: Sequence[Observer]) -> AnyRecord:
+        """Queue for a connection of `route`. If this raises, nothing has been taken."""
+        now = trio.current_time()
+        waiter = Waiter(route, next(self._waiters), now, observers)
+        if observers:
+            self.audience.join(waiter)
+        if self.audience.active:
+            self.audience.add(events.Queued(at=now, route=route, waiter=waiter.number), waiter)
+        outcome = "failed"
+        try:
+            self.obey(self.pool.wanted(waiter, route, now))
+            self._plan_warning(now)
+            while True:
+                await waiter.receive.receive()
+                if waiter.error is not None:
+                    raise waiter.error
+                record = self._collect(waiter)
+                if record is not None:
+                    outcome = "granted"
+                    return record
+        except BaseException as error:
+            # No checkpoint from here on: what met the cancellation in the same tick is given back before anybody runs.
+            if isinstance(error, trio.Cancelled):
+                outcome = "cancelled"
+            elif isinstance(error, ConnectorClosedError):
+                outcome = "closed"
+            self._give_up(waiter)
+            raise
+        finally:
+            waiter.error = None  # it holds this frame, which holds the waiter
+            if self.audience.active:
+                self._queue_ended(waiter, outcome)
+
+    def _collect(self, waiter: Waiter) -> AnyRecord | None:
+        """What `waiter` was granted, if it is still clean; else `waiter` is back at the head of its queue."""
+        record, waiter.record = waiter.record, None
+        assert record is not None
+        held = record.connection
+        now = trio.current_time()
+        fresh = now < record.expires
+        if fresh and held.probe() and (self.habits.judge is None or self.habits.judge(held.raw)):
+            held.leased_at = now
+            self.reused += record.uses > 1
+            return record
+        waiter.queued = True
+        self._close(held, (held.stream.probe_reason or "stray bytes") if fresh else "age")
+        self.obey(self.pool.bounced(waiter, record, now))
+        return None
+
+    def _give_up(self, waiter: Waiter) -> None:
+        if waiter.record is not None:
+            self.give_back(waiter.record, None)
+        elif waiter.queued:
+            waiter.queued = False
+            self.obey(self.pool.gave_up(waiter, trio.current_time()))
+
+    def _queue_ended(self, waiter: Waiter, outcome: str) -> None:
+        now = trio.current_time()
+        event = events.QueueEnded(
+            at=now, route=waiter.route, waiter=waiter.number, outcome=outcome, waited=now - waiter.since
+        )
+        self.audience.add(event, waiter)
+        self.audience.leave(waiter)
+
+    async def prewarm(self, route: Route, n: int) -> None:
+        """Start attempts until `route` holds `n`, as far as there is room, and wait for them."""
+        prewarm = Prewarm()
+        self._start_prewarm(prewarm, route, n)
+        if prewarm.running:
+            await prewarm.ended.wait()
+        if self.closed:
+            raise ConnectorClosedError("the connector was closed")
+        if prewarm.error is not None and self.pool.open_of(route) < n:
+            raise prewarm.error
+
+    @enable_ki_protection
+    def _start_prewarm(self, prewarm: Prewarm, route: Route, n: int) -> None:
+        self.obey(self.pool.prewarmed(route, n, trio.current_time()))
+        for run in self._runs.values():
+            if run.dialling.route == route and not run.attempt.aborted:
+                run.waited_by.append(prewarm)
+                prewarm.running += 1
+
+    # ---- the end of a lease ------------------------------------------------------------------------------------------
+
+    @enable_ki_protection
+    def give_back(self, record: AnyRecord, idle_for: float | None) -> None:
+        """A lease is over, and its holder vouches for the stream."""
+        held = record.connection
+        if held.closed:
+            return
+        if not held.probe() or (self.habits.judge is not None and not self.habits.judge(held.raw)):
+            self.drop(record, held.stream.probe_reason or "stray bytes")
+            return
+        if held.protocol is not None and getattr(held.protocol, "should_close", False):
+            self.drop(record, "protocol")
+            return
+        now = trio.current_time()
+        if not held.harvested:  # TLS 1.3 sends its tickets when it likes; after an exchange they have come
+            held.harvested = self.habits.harvest is None or self.habits.harvest(held)
+        if idle_for is not None and not idle_for > 0:  # NaN, too
+            idle_for = 0.0
+        if self.audience.active:
+            self.audience.add(
+                events.Released(at=now, route=held.route, connection=held.number, leased=now - held.leased_at)
+            )
+        orders = self.pool.released(record, now, idle_for=idle_for)
+        if orders:
+            self.obey(orders)
+        else:
+            if self.audience.active:
+                self.audience.tell()
+            if self._armed == math.inf or idle_for is not None:
+                self._arm()
+
+    @enable_ki_protection
+    def drop(self, record: AnyRecord, reason: str) -> None:
+        """A lease is over, or an idle connection is dead: close it."""
+        held = record.connection
+        if not held.closed:
+            self._close(held, reason)
+            self.obey(self.pool.dropped(record, trio.current_time()))
+
+    async def say_goodbye(self, record: AnyRecord, reason: str) -> None:
+        """A lease is over: close its connection, politely where that means something.
+
+        The slot is free when the socket is closed and not before: the limit holds to the last one.
+        """
+        stream = record.connection.stream
+        if record.connection.closed or self.habits.grace <= 0 or not can_say_goodbye(stream):
+            self.drop(record, reason)
+            await trio.lowlevel.checkpoint()
+            return
+        try:
+            await say_goodbye(stream, self.habits.grace)
+        finally:
+            self.drop(record, reason)
+
+    def run_soon(self, f: Callable[[], object]) -> None:
+        """Call `f` in the connector's run, from whatever thread. Does nothing once the connector has been left."""
+        if self.token is not None and not self.left:
+            try:
+                self.token.run_sync_soon(f)
+            except trio.RunFinishedError:
+                pass  # and with the run ended what there was to do
+
+    # ---- orders ------------------------------------------------------------------------------------------------------
+
+    @enable_ki_protection
+    def obey(self, orders: Orders, error: BaseException | None = None) -> None:
+        """Carry out what the pool ordered. `error` is the failure that Refuse orders are about."""
+        for order in orders:
+            if isinstance(order, Grant):
+                order.waiter.queued = False
+                order.waiter.record = order.record
+                order.waiter.send.send_nowait(None)
+            elif isinstance(order, Dial):
+                self._start_dial(order.route, order.attempt)
+            elif isinstance(order, Close):
+                self._close(order.record.connection, order.reason)
+            elif isinstance(order, Abort):
+                self.aborted += 1
+                self._runs[order.attempt].scope.cancel()
+            else:
+                waiter = order.waiter
+                waiter.queued = False
+                if error is None:
+                    waiter.error = ConnectorClosedError("the connector was closed")
+                else:
+                    # One exception object must not be raised in two tasks: each gets its own.
+                    waiter.error, error = error, replica(error)
+                waiter.send.send_nowait(None)
+        if self.audience.active:
+            self.audience.tell()
+        self._arm()
+
+    def _start_dial(self, route: Route, attempt: AnyAttempt) -> None:
+        dialling = Dialling(route, next(self._dials), trio.current_time(), self._report)
+        run = self._runs[attempt] = Run(attempt, dialling)
+        if self.audience.active:
+            self.audience.add(events.DialStarted(at=dialling.started, route=route, dial=dialling.number))
+        self._start(self._attempt, run)
+
+    def _start(self, f: Callable[..., Awaitable[None]], *args: Any) -> None:
+        assert self._nursery is not None and self._context is not None
+        self._busy += 1
+        # Not in the context of whoever happened to ask: an attempt outlives that caller and serves others.
+        start = partial(self._nursery.start_soon, self._counted, f, args, name=f"trioconn {f.__name__}")
+        self._context.run(start)
+
+    @enable_ki_protection
+    async def _counted(self, f: Callable[..., Awaitable[None]], args: tuple[Any, ...]) -> None:
+        try:
+            await f(*args)
+        finally:
+            self._busy -= 1
+            if not self._busy:
+                self._at_rest.set()
+                self._at_rest = trio.Event()
+
+    def _report(self, event: events.Event) -> None:
+        # From inside an attempt, when no change of the pool is under way.
+        if self.audience.active:
+            self.audience.add(event)
+            self.audience.tell()
+
+    # ---- attempts ----------------------------------------------------------------------------------------------------
+
+    @enable_ki_protection
+    async def _attempt(self, run: Run) -> None:
+        held: Held | None = None
+        error: BaseException | None = None
+        habits = self.habits
+        try:
+            with run.scope as scope:
+                scope.deadline = self._deadline(habits.connect_timeout)
+                held = await make(
+                    run.dialling, habits.dial, habits.protocol_factory, self.close_later, self._connections
+                )
+            if held is None and not run.attempt.aborted and habits.connect_timeout is not None:
+                error = timed_out(run.dialling, habits.connect_timeout)
+        except trio.Cancelled:
+            raise  # of the nursery
+        except BaseException as exc:
+            # Whatever somebody's create_stream or protocol factory raised goes to who waits, not into the nursery.
+            error = explained(exc, run.dialling)
+        finally:
+            # In one stretch with the end of the dial, also if that was a cancellation of the whole nursery.
+            self._attempt_ended(run, held, error)
+            del held, error
+
+    def _deadline(self, seconds: float | None) -> float:
+        if seconds is None or seconds == math.inf:
+            return math.inf
+        deadline = trio.current_time() + seconds
+        return math.ceil(deadline) if seconds > self.habits.ceil_threshold else deadline
+
+    @enable_ki_protection
+    def _attempt_ended(self, run: Run, held: Held | None, error: BaseException | None) -> None:
+        now = trio.current_time()
+        del self._runs[run.attempt]
+        if held is not None:
+            self.obey(self._succeeded(run, held, now))
+        else:
+            if error is not None:
+                stage = error.stage if isinstance(error, ConnectError) else "other"
+                self.failed[stage] += 1
+            if self.audience.active:
+                where: dict[str, Any] = {"at": now, "route": run.dialling.route, "dial": run.dialling.number}
+                self.audience.add(
+                    events.DialAborted(**where)
+                    if error is None
+                    else events.DialFailed(**where, error=error, stage=stage)
+                )
+            self.obey(self.pool.dial_failed(run.attempt, now), error)
+        for prewarm in run.waited_by:
+            prewarm.running -= 1
+            if prewarm.error is None and error is not None:
+                prewarm.error = replica(error)
+            if not prewarm.running:
+                prewarm.ended.set()
+
+    def _succeeded(self, run: Run, held: Held, now: float) -> Orders:
+        expires = math.inf
+        if self.habits.max_lifetime is not None:
+            expires = now + self.habits.max_lifetime * (1 - self.habits.jitter * random.random())
+        orders = self.pool.dialed(run.attempt, held, now, expires=expires)
+        self.created += 1
+        self.resumed += held.session_reused
+        if self.audience.active:
+            self.audience.add(
+                events.Created(
+                    at=now,
+                    route=held.route,
+                    connection=held.number,
+                    dial=run.dialling.number,
+                    seconds=held.info.timings["total"],
+                    session_reused=held.session_reused,
+                )
+            )
+        assert run.attempt.record is not None and self._watch is not None
+        if not self.closed:
+            self._watch.add(held.fd, run.attempt.record)
+        return orders
+
+    # ---- closing -----------------------------------------------------------------------------------------------------
+
+    def _close(self, held: Held, reason: str) -> None:
+        """Close a connection now. Telling the pool is the caller's part."""
+        if not held.closed:
+            self._end(held, reason)
+            held.stream.close_nowait()
+
+    def _end(self, held: Held, reason: str) -> None:
+        held.closed = True
+        self.closed_by[reason] += 1
+        if self._watch is not None:
+            self._watch.forget(held.fd)  # before it is closed: the number comes back
+        if self.audience.active:
+            now = trio.current_time()
+            self.audience.add(
+                events.Closed(at=now, route=held.route, connection=held.number, reason=reason, age=now - held.created)
+            )
+
+    def close_later(self, stream: trio.abc.Stream) -> None:
+        """Have a task close a foreign stream that cannot be closed without one."""
+        self._start(trio.aclose_forcefully, stream)
+
+    # ---- the standing tasks ------------------------------------------------------------------------------------------
+
+    @enable_ki_protection
+    async def _keep_time(self) -> None:
+        """Sleep until the next real deadline: a periodic tick would make the clocks of tests run."""
+        with self._timer:
+            while True:
+                with trio.CancelScope(deadline=self._armed) as self._alarm:
+                    await trio.sleep_forever()
+                self._armed = math.inf
+                now = trio.current_time()
+                self._warn_if_starving(now)
+                self.obey(self.pool.expired(now))  # which arms the timer again
+
+    def _arm(self) -> None:
+        """See to it that the timer wakes at the next deadline. It may wake earlier, never later."""
+        deadline = self.pool.deadline()
+        if deadline is None or deadline > self._warn_at:
+            deadline = self._warn_at
+        if deadline < self._armed:
+            self._armed = deadline
+            if self._alarm is not None:
+                self._alarm.deadline = deadline
+
+    @enable_ki_protection
+    async def _keep_watch(self) -> None:
+        assert self._watch is not None
+        with self._watcher:
+            while True:
+                for record in await self._watch.wait():
+                    # Only a hint, and late: it may be leased again, or closed.
+                    held = record.connection
+                    if record.state == "idle" and not held.probe():
+                        self.drop(record, held.stream.probe_reason or "server closed")
+
+    def _plan_warning(self, now: float) -> None:
+        if self._warn_at == math.inf and self.habits.connect_timeout is not None and self.pool.waiting:
+            self._warn_at = now + self.habits.connect_timeout
+            self._arm()
+
+    def _warn_if_starving(self, now: float) -> None:
+        patience = self.habits.connect_timeout
+        if patience is None or now < self._warn_at:
+            return
+        self._warn_at = math.inf
+        oldest = self.pool.oldest_wait(now)
+        if not self.pool.waiting:
+            return
+        if oldest < patience or self.pool.idle or self.pool.connecting:
+            self._warn_at = now + (patience - oldest if oldest < patience else _WARNING_INTERVAL)
+            return
+        self._warn_at = now + _WARNING_INTERVAL
+        longest = sorted((record.connection for record in self.pool.leases()), key=lambda held: held.leased_at)
+        logger.warning(
+            "%d waiting, the first for %.0f s, while all %d connections are leased; longest held: %s",
+            self.pool.waiting,
+            oldest,
+            self.pool.leased,
+            "; ".join(
+                f"{held.route} for {now - held.leased_at:.0f} s, taken at {place(held.where)}"
+                for held in longest[:_HOLDERS_NAMED]
+            ),
+        )
+
+
+def can_say_goodbye(stream: object) -> bool:
+    """Whether closing `stream` politely means anything: TLS has a close_notify to exchange, a plain socket has not."""
+    return hasattr(stream, "aclose_gracefully")
+
+
+async def say_goodbye(stream: Any, grace: float) -> None:
+    """Exchange close_notify for at most `grace` seconds, then close. What goes wrong with the peer is its own affair."""
+    try:
+        await stream.aclose_gracefully(grace)
+    except (trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError, OSError):
+        pass
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(cast("BaseExceptionGroup[BaseException]", error))
+        else:
+            yield error
