@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import errno
-import gc
-import os
+import select
 import socket
 import struct
-import sys
+from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
@@ -79,3 +77,241 @@ async def test_options(pair) -> None:
         stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, None)
     with pytest.raises(TypeError):
         stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1, 4)
+
+
+# The probe
+
+
+async def arrived(stream: SocketStream) -> None:
+    """Until what the peer did has reached our socket."""
+    await trio.lowlevel.wait_readable(stream.fileno())
+
+
+async def test_probe_of_a_quiet_connection(pair) -> None:
+    stream, peer = pair
+    assert stream.probe()
+    await stream.send_all(b"question")
+    assert peer.recv(100) == b"question"
+    assert stream.probe()
+    peer.sendall(b"answer")
+    assert await stream.receive_some() == b"answer"
+    assert stream.probe()
+    assert stream.probe_reason == ""
+
+
+@pytest.mark.security(58)
+async def test_probe_sees_what_the_event_loop_has_not(pair) -> None:
+    stream, peer = pair
+    peer.sendall(b"unasked")  # no checkpoint between this and the question
+    if peer.family == socket.AF_INET:
+        select.select([stream], [], [], 5)  # the kernel's loopback may take a moment; the event loop is not asked
+    assert not stream.probe()
+    assert stream.probe_reason == "stray bytes"
+    assert await stream.receive_some() == b"unasked"  # the look took nothing
+    assert stream.probe()
+
+
+async def test_probe_after_the_peer_ended(pair) -> None:
+    stream, peer = pair
+    peer.shutdown(socket.SHUT_WR)
+    await arrived(stream)
+    for _ in range(2):
+        assert not stream.probe()
+        assert stream.probe_reason == "server closed"
+        assert await stream.receive_some() == b""
+        assert stream.receive_nowait() == b""
+
+
+async def test_probe_after_a_reset() -> None:
+    ours, peer = connected_pair("tcp")
+    stream = SocketStream(ours)
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    peer.close()
+    await arrived(stream)
+    assert not stream.probe()
+    assert stream.probe_reason == "server closed"
+    with pytest.raises(trio.BrokenResourceError):
+        stream.receive_nowait()
+    assert not stream.probe()  # the error is told once by the kernel, and not forgotten
+    with pytest.raises(trio.BrokenResourceError):
+        stream.send_nowait(b"x")
+    await stream.aclose()
+
+
+async def test_probe_while_a_task_is_inside_a_call(pair, nursery) -> None:
+    stream, peer = pair
+
+    async def until_cancelled(scope: trio.CancelScope, call: Callable[[], Awaitable[object]]) -> None:
+        with scope:
+            await call()
+
+    scope = trio.CancelScope()
+    nursery.start_soon(until_cancelled, scope, stream.receive_some)
+    await trio.testing.wait_all_tasks_blocked()
+    assert not stream.probe()
+    assert stream.probe_reason == "in use"
+    with pytest.raises(trio.BusyResourceError):
+        stream.receive_nowait()
+    scope.cancel()
+    await trio.testing.wait_all_tasks_blocked()
+    assert stream.probe()  # a cancelled receive has taken nothing
+
+    while stream.send_nowait(bytes(2**20)):
+        pass
+    scope = trio.CancelScope()
+    nursery.start_soon(until_cancelled, scope, stream.wait_send_all_might_not_block)
+    await trio.testing.wait_all_tasks_blocked()
+    assert not stream.probe()
+    with pytest.raises(trio.BusyResourceError):
+        stream.send_nowait(b"x")
+    scope.cancel()
+    await trio.testing.wait_all_tasks_blocked()
+    assert stream.probe()
+    peer.close()
+
+
+async def test_a_send_that_was_cut_short_spoils_it(pair, autojump_clock) -> None:
+    stream, _ = pair
+    with trio.move_on_after(1) as scope:
+        await stream.send_all(bytes(2**26))
+    assert scope.cancelled_caught
+    assert not stream.probe()
+    assert stream.probe_reason == "error"
+
+
+async def test_a_send_cancelled_before_it_began_does_not(pair) -> None:
+    stream, _ = pair
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await stream.send_all(b"x")
+    assert scope.cancelled_caught
+    assert stream.probe()
+
+
+async def test_half_closed_is_not_clean(pair) -> None:
+    stream, _ = pair
+    await stream.send_eof()
+    await stream.send_eof()
+    assert not stream.probe()
+    assert stream.probe_reason == "closed"
+    with pytest.raises(trio.ClosedResourceError):
+        stream.send_nowait(b"x")
+    with pytest.raises(trio.ClosedResourceError):
+        await stream.send_all(b"x")
+
+
+async def test_closed_and_its_number_given_to_another(pair) -> None:
+    stream, _ = pair
+    number = stream.fileno()
+    stream.close_nowait()
+    stream.close_nowait()
+    assert stream.fileno() == -1
+    others = []
+    try:
+        while not others or others[-1].fileno() < number:
+            others.append(socket.socket())
+        assert not stream.probe()  # the poll object still knows the number, which is quiet
+        assert stream.probe_reason == "closed"
+        for call in (stream.receive_nowait, lambda: stream.send_nowait(b"x")):
+            with pytest.raises(trio.ClosedResourceError):
+                call()
+    finally:
+        for other in others:
+            other.close()
+
+
+async def test_without_poll(monkeypatch: pytest.MonkeyPatch, family: str) -> None:
+    monkeypatch.delattr(select, "poll")
+    ours, peer = connected_pair(family)
+    stream = SocketStream(ours)
+    with peer:
+        assert stream.probe()
+        peer.sendall(b"x")
+        await arrived(stream)
+        assert not stream.probe()
+        assert stream.probe_reason == "stray bytes"
+        assert stream.receive_nowait() == b"x"
+        assert stream.probe()
+    await arrived(stream)
+    assert not stream.probe()
+    stream.close_nowait()
+    assert not stream.probe()
+
+
+def test_descriptors_above_1023(family: str) -> None:
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < 1200:
+        pytest.skip("not allowed to open that many files")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 1200), hard))
+    fillers: list[socket.socket] = []
+    try:
+        while not fillers or fillers[-1].fileno() < 1024:
+            fillers.append(socket.socket())
+
+        async def main() -> None:
+            ours, peer = connected_pair(family)
+            assert ours.fileno() > 1023
+            stream = SocketStream(ours)
+            assert stream.probe()
+            with peer:
+                peer.sendall(b"x")
+                await arrived(stream)
+                assert not stream.probe()
+                assert await stream.receive_some() == b"x"
+                assert stream.probe()
+            await stream.aclose()
+
+        trio.run(main)
+    finally:
+        for filler in fillers:
+            filler.close()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+# Without waiting
+
+
+async def test_receive_nowait(pair) -> None:
+    stream, peer = pair
+    with pytest.raises(trio.WouldBlock):
+        stream.receive_nowait()
+    peer.sendall(b"abc")
+    await arrived(stream)
+    assert stream.receive_nowait(2) == b"ab"
+    assert stream.receive_nowait(2) == b"c"
+
+
+async def test_send_nowait_says_how_much_was_taken(pair) -> None:
+    stream, peer = pair
+    total = 0
+    while taken := stream.send_nowait(bytes(2**20)):
+        total += taken
+    peer.settimeout(5)
+    while total:
+        total -= len(peer.recv(2**20))
+    assert total == 0
+    await stream.wait_send_all_might_not_block()
+    assert stream.send_nowait(memoryview(b"abc")) == 3
+
+
+async def test_memoryviews_of_other_items(pair) -> None:
+    stream, peer = pair
+    await stream.send_all(memoryview(struct.pack("3i", 1, 2, 3)).cast("i"))
+    assert peer.recv(100) == struct.pack("3i", 1, 2, 3)
+
+
+def test_repr_shows_the_descriptor(pair) -> None:
+    stream, _ = pair
+    assert repr(stream) == f"<SocketStream fd={stream.fileno()}>"
+
+
+@pytest.mark.case("trio#198")
+async def test_cancelled_then_closed_leaves_nothing(pair, autojump_clock) -> None:
+    stream, peer = pair
+    with trio.move_on_after(1):
+        await stream.send_all(bytes(2**26))
+    await stream.aclose()
+    peer.settimeout(5)
+    while peer.recv(2**20):
+        pass

@@ -13,7 +13,6 @@ import trio.testing
 from trioconn._establish.sockets import SocketStream
 from trioconn._establish.tls import TLSStream
 
-
 Pair = Callable[[], tuple[trio.abc.Stream, trio.abc.Stream]]
 
 

@@ -9,12 +9,11 @@ import socket
 import ssl
 import struct
 from dataclasses import replace
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 
 import pytest
 import trio
 import trio.testing
-import trustme
 
 from trioconn import events
 from trioconn._errors import CertificateError, FingerprintMismatchError, InvalidTargetError, TLSError
@@ -48,6 +47,10 @@ async def exchange(tls: TLSStream, data: bytes = b"ping") -> None:
     assert await tls.receive_some() == data
 
 
+def recorder(into: list[tuple[type, dict[str, object]]]) -> events.Report:
+    return lambda kind, **fields: into.append((kind, fields))
+
+
 def use(tls: TLSStream) -> TLSStream:
     assert tls.probe(), tls.probe_reason
     return tls
@@ -60,7 +63,7 @@ def use(tls: TLSStream) -> TLSStream:
 async def test_a_trusted_peer(authority, serve, version) -> None:
     seen = []
     server = serve(authority.server(version=version))
-    tls = await shake(server, step_for(authority.client()), report=lambda kind, **fields: seen.append((kind, fields)))
+    tls = await shake(server, step_for(authority.client()), report=recorder(seen))
     await exchange(tls)
     assert tls.server_hostname == "a.test"
     tls.close_nowait()
@@ -74,7 +77,7 @@ async def test_a_trusted_peer(authority, serve, version) -> None:
 
 
 def past() -> datetime:
-    return datetime.now(timezone.utc) - timedelta(days=1)
+    return datetime.now(UTC) - timedelta(days=1)
 
 
 BAD_PEERS = {
@@ -98,7 +101,7 @@ async def test_a_bad_certificate_fails_closed(authority, stranger, serve, what, 
         streams: list[SocketStream] = []
         reports = []
         with pytest.raises(CertificateError) as caught:
-            await shake(server, step, streams=streams, report=lambda kind, **fields: reports.append((kind, fields)))
+            await shake(server, step, streams=streams, report=recorder(reports))
         assert streams[0].fileno() == -1
         assert isinstance(server.result(), OSError | bytes)  # ended: it saw our alert or the end
         assert server.accepted == turn + 1

@@ -19,7 +19,7 @@ from __future__ import annotations
 import errno
 import select
 import socket as stdlib
-from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Final, NoReturn, Protocol, runtime_checkable
 
 import trio
 from trio.lowlevel import (
@@ -107,6 +107,7 @@ class SocketStream(trio.abc.HalfCloseableStream):
         self._receivers = 0  # tasks inside receive_some; more than one only until the second has to wait
         self._sending = False  # whether a task is inside send_all, send_eof or wait_send_all_might_not_block
         self._spoiled = ""  # why this socket can never be clean again although it may look so
+        self._reset: OSError | None = None  # a probe met it; the system tells an error once, and then says "end"
         self._is_ready: Callable[[int], list[tuple[int, int]]] | None = None
         if hasattr(select, "poll"):
             poll = select.poll()
@@ -232,6 +233,8 @@ class SocketStream(trio.abc.HalfCloseableStream):
         self._receivers += 1
         try:
             await checkpoint_if_cancelled()
+            if self._reset is not None:
+                self._raise_reset()
             try:
                 data = sock.recv(max_bytes)
             except BlockingIOError:
@@ -249,6 +252,11 @@ class SocketStream(trio.abc.HalfCloseableStream):
             raise _translated(exc) from exc
         finally:
             self._receivers -= 1
+
+    def _raise_reset(self) -> NoReturn:
+        if self._sock.fileno() == -1:
+            raise trio.ClosedResourceError("this socket was already closed")
+        raise trio.BrokenResourceError(f"socket connection broken: {self._reset}") from self._reset
 
     async def aclose(self) -> None:
         """Close the socket at once; calls under way raise `trio.ClosedResourceError`. Then a checkpoint."""
@@ -272,8 +280,20 @@ class SocketStream(trio.abc.HalfCloseableStream):
         elif self._is_ready is not None and not self._is_ready(0):
             return True
         else:
-            self.probe_reason = _what_is_there(sock)
+            self.probe_reason = self._what_is_there()
         return not self.probe_reason
+
+    def _what_is_there(self) -> str:
+        """Why the socket is readable, by a look that takes nothing from its reader; empty if it is not readable."""
+        try:
+            data = self._sock.recv(1, stdlib.MSG_PEEK)
+        except BlockingIOError:
+            return ""
+        except OSError as exc:
+            self._reset = exc.with_traceback(None)
+            self._spoiled = "server closed"
+            return "server closed"
+        return "stray bytes" if data else "server closed"
 
     def receive_nowait(self, max_bytes: int = RECEIVE_SIZE) -> bytes:
         """Receive what the system has, at most `max_bytes`; ``b""`` at the end of the stream.
@@ -286,6 +306,8 @@ class SocketStream(trio.abc.HalfCloseableStream):
         """
         if self._receivers:
             raise trio.BusyResourceError("another task is currently receiving data on this SocketStream")
+        if self._reset is not None:
+            self._raise_reset()
         try:
             return self._sock.recv(max_bytes)
         except BlockingIOError:
@@ -346,14 +368,3 @@ def _translated(exc: OSError) -> Exception:
     if exc.errno in _CLOSED_ERRNOS:
         return trio.ClosedResourceError("this socket was already closed")
     return trio.BrokenResourceError(f"socket connection broken: {exc}")
-
-
-def _what_is_there(sock: stdlib.socket) -> str:
-    """Why a socket is readable, by a look that takes nothing; empty if it is not readable after all."""
-    try:
-        data = sock.recv(1, stdlib.MSG_PEEK)
-    except BlockingIOError:
-        return ""
-    except OSError:
-        return "server closed"
-    return "stray bytes" if data else "server closed"
