@@ -180,7 +180,7 @@ def microsocks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..
             if login not in known:
                 port = free_port()
                 arguments = ["-u", LOGIN[0], "-P", LOGIN[1]] if login else []
-                command = [program, "-q", "-i", "127.0.0.1", "-p", str(port), *arguments]
+                command = [program, "-i", "127.0.0.1", "-p", str(port), *arguments]
                 stack.enter_context(running(command, tmp_path_factory.mktemp("microsocks"), port))
                 known[login] = RealProxy("127.0.0.1", port, login=LOGIN if login else None)
             return known[login]
