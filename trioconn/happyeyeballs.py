@@ -123,8 +123,9 @@ async def start_connection(
             )
         return outcome.won.result
     finally:
-        earlier.clear()
-        del outcome  # else this frame and the exception hold each other
+        for errors in earlier.values():
+            errors.clear()
+        del outcome  # else these frames and the exceptions hold each other
 
 
 def _make_socket(info: AddrInfoType, factory: SocketFactoryType | None) -> trio.socket.SocketType:

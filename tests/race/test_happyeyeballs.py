@@ -640,6 +640,12 @@ async def test_long_lists_are_tried_to_the_end(autojump_clock: MockClock) -> Non
     assert len(script.connects) == 60
 
 
+async def test_all_attempts_stay_in_flight(autojump_clock: MockClock) -> None:
+    infos = [v4(f"192.0.2.{n}") for n in range(30)]
+    script = Script(dict.fromkeys(hosts(*infos), math.inf) | {"192.0.2.0": 1.0})
+    assert await script.run(*infos, happy_eyeballs_delay=0.01) is script.sockets[0]
+
+
 @pytest.mark.case("aiohappyeyeballs#93")
 @pytest.mark.parametrize("delay", [None, 0.3])
 async def test_odd_errors_come_out(delay: float | None) -> None:
@@ -678,12 +684,13 @@ async def test_no_local_address_of_the_family(local: list[AddrInfoType]) -> None
     assert script.connects == []
 
 
-async def test_a_bind_that_failed_before_another_worked_does_not_count() -> None:
+async def test_binds_that_failed_before_another_worked_do_not_count() -> None:
     script = Script(
-        {"192.0.2.1": err(errno.ECONNREFUSED, "refused")}, bind_errors={"127.0.0.1": err(errno.EADDRNOTAVAIL, "no")}
+        {"192.0.2.1": err(errno.ECONNREFUSED, "refused")},
+        bind_errors={"127.0.0.1": err(errno.EADDRNOTAVAIL, "no"), "127.0.0.2": err(errno.EADDRINUSE, "no")},
     )
     with pytest.raises(ConnectionRefusedError, match="refused") as caught:
-        await script.run(A4, local_addr_infos=[LOCAL4, v4("127.0.0.2", 0)])
+        await script.run(A4, local_addr_infos=[LOCAL4, v4("127.0.0.2", 0), v4("127.0.0.3", 0)])
     assert caught.value.__cause__ is None
 
 
@@ -711,28 +718,40 @@ class WeakError(OSError):
 @pytest.mark.case("anyio#809")
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("delay", [None, 0.3])
+@pytest.mark.parametrize("where", ["bind", "connect"])
 @pytest.mark.usefixtures("no_gc")
-async def test_errors_leave_no_cycle(count: int, delay: float | None) -> None:
+async def test_errors_leave_no_cycle(count: int, delay: float | None, where: str) -> None:
     class Fresh(FakeSocket):
+        async def bind(self, address: Any) -> None:
+            await trio.lowlevel.checkpoint()
+            if where == "bind":
+                raise WeakError(errno.EADDRNOTAVAIL, f"no {address[0]}")
+
         async def connect(self, address: Any) -> None:
             await trio.lowlevel.checkpoint()
             raise WeakError(errno.ECONNREFUSED, f"refused {address[0]}")
 
     watched: list[weakref.ref[BaseException]] = []
-    infos = [A6, B6, A4][:count]
     try:
         await start_connection(
-            infos,
+            [A6, B6, A4][:count],
             happy_eyeballs_delay=delay,
-            local_addr_infos=[LOCAL6, LOCAL4],
+            local_addr_infos=[LOCAL6, v6("::2"), LOCAL4, v4("127.0.0.2")],
             socket_factory=lambda info: Fresh(Script(), info[0]),
         )
     except OSError as error:
-        group = error.__cause__
-        watched += [weakref.ref(each) for each in (group.exceptions if isinstance(group, ExceptionGroup) else [error])]
-        del group
-    assert len(watched) == count
-    assert [reference() for reference in watched] == [None] * count
+        todo: list[BaseException | None] = [error]
+        while todo:
+            each = todo.pop()
+            if isinstance(each, WeakError):
+                watched.append(weakref.ref(each))
+            if isinstance(each, BaseExceptionGroup):
+                todo += each.exceptions
+            elif each is not None:
+                todo.append(each.__cause__)
+        del each
+    assert len(watched) == count * (2 if where == "bind" else 1)
+    assert [reference() for reference in watched] == [None] * len(watched)
 
 
 # Real sockets

@@ -165,11 +165,21 @@ async def test_progress_is_measured_once_and_bounded(autojump_clock: MockClock) 
     await track.run(Script("mute", progress=(1.5, 1.6)), Script("b", 0), delay=1.9)
     assert track.started == [("mute", 0), ("b", 3.6)]
 
+    track = Track()
+    await track.run(Script("mute", progress=(0.2, 0.5)), Script("b", 0))
+    assert track.started == [("mute", 0), ("b", 0.9)]
+
 
 async def test_progress_of_an_older_attempt_holds_the_next_back(autojump_clock: MockClock) -> None:
     track = Track()
     await track.run(Script("a", progress=(0.3,)), Script("b"), Script("c", 0))
     assert track.started == [("a", 0), ("b", 0.25), ("c", 0.9)]
+
+
+async def test_progress_of_an_older_attempt_does_not_outweigh_a_failure(autojump_clock: MockClock) -> None:
+    track = Track()
+    await track.run(Script("a", progress=(0.3,)), refused("b", 0.1), Script("c", 0))
+    assert track.started == [("a", 0), ("b", 0.25), ("c", 0.35)]
 
 
 async def test_progress_that_ends_in_a_failure_holds_nothing_back(autojump_clock: MockClock) -> None:
@@ -332,6 +342,18 @@ async def test_a_group_raised_by_an_attempt_is_unwrapped(autojump_clock: MockClo
 
     with pytest.raises(LookupError, match="inside"):
         await race(Candidates([Script("a"), Script("b")]), attempt, delay=0.25, discard=print)
+
+
+async def test_a_bug_during_a_cancellation_comes_out_bare(autojump_clock: MockClock) -> None:
+    async def attempt(script: Script, me: Attempt) -> str:
+        try:
+            await trio.sleep_forever()
+        finally:
+            if script.name == "b":
+                raise LookupError("while cleaning up")
+
+    with pytest.raises(LookupError, match="cleaning up"), trio.move_on_after(0.6):
+        await race(Candidates([Script("a"), Script("b"), Script("c")]), attempt, delay=0.25, discard=print)
 
 
 async def test_failures_may_be_other_classes(autojump_clock: MockClock) -> None:

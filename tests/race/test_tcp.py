@@ -114,12 +114,13 @@ class Net:
         self.connected: dict[int, str] = {}
         self.events: list[tuple[str, dict[str, Any]]] = []
         self.origin = trio.current_time()
+        self.asked_sources = 0
         options.setdefault("socket_factory", self.make_socket)
         self.options = TCPOptions(
             lookups=self.lookups,  # type: ignore[arg-type]
             history=self.history,
             connect=self.connect,
-            source=options.pop("source", lambda address: IPv6Address("2001:db8::99")),
+            source=options.pop("source", self.source),
             **options,
         )
 
@@ -130,6 +131,10 @@ class Net:
         sock = socket.socket(*info[:3])
         self.sockets.append(sock)
         return sock
+
+    def source(self, address: Address) -> IPv6Address:
+        self.asked_sources += 1
+        return IPv6Address("2001:db8::99")
 
     async def connect(self, sock: socket.socket, sockaddr: Any) -> None:
         assert not sock.getblocking()
@@ -503,6 +508,7 @@ async def test_five_thousand_addresses(autojump_clock: MockClock) -> None:
     with pytest.raises(ConnectError) as caught:
         await net.run()
     assert net.order == addresses[:20]
+    assert net.asked_sources <= 100
     assert len(str(caught.value)) < 2000
 
 
@@ -619,6 +625,39 @@ async def test_a_socket_that_cannot_become_a_stream_is_closed(autojump_clock: Mo
 
     net = Net({"192.0.2.1": good}, batch(ANY, "192.0.2.1"), socket_factory=make)
     with pytest.raises(TypeError, match="Odd"):
+        await net.run()
+
+
+async def test_an_error_of_close_does_not_hide_the_cause(autojump_clock: MockClock) -> None:
+    class Odd(socket.socket):
+        def close(self) -> None:
+            super().close()
+            raise OSError("during close")
+
+    def make(info: Any) -> socket.socket:
+        net.sockets.append(Odd(*info[:3]))
+        return net.sockets[-1]
+
+    net = Net({"192.0.2.1": refused(), "192.0.2.2": black}, batch(ANY, "192.0.2.1"), socket_factory=make)
+    with pytest.raises(ConnectError, match="refused"):
+        await net.run()
+    with trio.move_on_after(1) as scope:
+        await net.run("192.0.2.2")
+    assert scope.cancelled_caught
+
+
+async def test_a_winner_is_closed_if_leaving_the_lookup_fails(autojump_clock: MockClock) -> None:
+    net = Net({"2001:db8::1": good}, (0, batch(V6, "2001:db8::1")), (9, batch(V4)))
+    inner = net.lookups.open
+
+    @contextlib.contextmanager
+    def failing(host: Host, family: int, report: Any) -> Iterator[FakeAnswers]:
+        with inner(host, family, report) as answers:
+            yield answers
+        raise ZeroDivisionError
+
+    net.lookups.open = failing  # type: ignore[method-assign]
+    with pytest.raises(ZeroDivisionError):
         await net.run()
 
 
@@ -795,6 +834,17 @@ async def test_a_failure_forgets(autojump_clock: MockClock) -> None:
     assert net.order[4:] == ["2001:db8::1"]
 
 
+async def test_a_failure_forgets_even_if_nobody_wins(autojump_clock: MockClock) -> None:
+    net = Net({"2001:db8::1": black, "192.0.2.1": good}, batch(ANY, "2001:db8::1", "192.0.2.1"))
+    await net.run()
+    net.hosts |= {"192.0.2.1": refused(), "2001:db8::1": refused()}
+    with pytest.raises(ConnectError):
+        await net.run()
+    net.hosts["2001:db8::1"] = good
+    await net.run()
+    assert net.order[4:] == ["2001:db8::1"]
+
+
 async def test_equally_good_addresses_keep_their_rotation(autojump_clock: MockClock) -> None:
     net = Net({"192.0.2.1": good, "192.0.2.2": good}, batch(ANY, "192.0.2.1", "192.0.2.2"))
     await net.run()
@@ -850,6 +900,32 @@ async def test_every_started_attempt_ends_in_one_event(autojump_clock: MockClock
     await net.run()
     ends = sorted(fields["index"] for name, fields in net.events if name[7:] in ("Won", "Lost", "Failed"))
     assert ends == list(range(len(net.order)))
+
+
+async def test_two_that_win_in_one_tick_end_in_one_event_each(autojump_clock: MockClock, nursery: trio.Nursery) -> None:
+    gate = trio.Event()
+
+    async def connect(sock: socket.socket, sockaddr: Any) -> None:
+        await gate.wait()
+
+    async def finish(stream: SocketStream, progress: Progress) -> Any:
+        return "it", stream
+
+    async def open_gate() -> None:
+        await trio.sleep(0.3)
+        gate.set()
+
+    net = Net({})
+    net.options = TCPOptions(
+        lookups=FakeLookups([(0, batch(ANY, "192.0.2.1", "192.0.2.2"))]),  # type: ignore[arg-type]
+        history=net.history,
+        socket_factory=net.make_socket,
+        connect=connect,
+    )
+    net.finish = finish  # type: ignore[method-assign]
+    nursery.start_soon(open_gate)
+    await net.run()
+    assert [(name, fields["index"]) for name, fields in net.events[-2:]] == [("AttemptLost", 1), ("AttemptWon", 0)]
 
 
 # Real sockets

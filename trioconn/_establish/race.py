@@ -145,12 +145,11 @@ class Attempt:
     It does not know how it ended: the frames of an exception may refer to it.
     """
 
-    __slots__ = ("_delay", "_started", "dropped", "due", "index", "round_trip", "scope")
+    __slots__ = ("_delay", "_started", "due", "index", "round_trip", "scope")
 
     def __init__(self, index: int, delay: float) -> None:
         self.index = index
         self.scope = trio.CancelScope()
-        self.dropped = False
         self.round_trip: float | None = None
         self._delay = delay
         self._started = trio.current_time()
@@ -165,8 +164,7 @@ class Attempt:
         """The peer answered: the delay runs again, and lasts at least two of its round trips (two seconds at most)."""
         if self.round_trip is None:
             self.round_trip = self.age
-        again = max(self._delay, min(2 * self.round_trip, MAX_DELAY))
-        self.due = max(self.due, trio.current_time() + again)
+        self.due = trio.current_time() + max(self._delay, min(2 * self.round_trip, MAX_DELAY))
 
 
 AttemptFn = Callable[[C, Attempt], Awaitable[R]]
@@ -306,11 +304,9 @@ class _Race(Generic[C, R]):
         nursery.start_soon(self._run, self._candidates.take(), me)
 
     def _drop_one(self) -> None:
-        # One at a time, and the next starts only when its socket is closed: the bound is on sockets.
-        if not any(attempt.dropped for attempt in self._running.values()):
-            victim = min(self._running.values(), key=lambda attempt: (attempt.round_trip is not None, attempt.index))
-            victim.dropped = True
-            victim.scope.cancel()
+        # The next starts only when its socket is closed: the bound is on sockets.
+        victim = min(self._running.values(), key=lambda attempt: (attempt.round_trip is not None, attempt.index))
+        victim.scope.cancel()
 
     @trio.lowlevel.enable_ki_protection
     async def _run(self, candidate: C, me: Attempt) -> None:
