@@ -812,6 +812,13 @@ async def test_a_dead_first_address_costs_its_delay_once(autojump_clock: MockClo
     assert net.now() == 0.5
 
 
+async def test_ports_of_one_host_do_not_displace_each_other(autojump_clock: MockClock) -> None:
+    net = Net({"2001:db8::1": black, "192.0.2.1": good}, batch(ANY, "2001:db8::1", "192.0.2.1"))
+    for port in (80, 443, 80, 443):
+        await net.run(port=port)
+    assert net.now() == 0.5
+
+
 async def test_history_lasts_ten_minutes_from_when_it_was_learnt(autojump_clock: MockClock) -> None:
     net = Net({"2001:db8::1": black, "192.0.2.1": good}, batch(ANY, "2001:db8::1", "192.0.2.1"))
     await net.run()

@@ -206,7 +206,7 @@ class _FirstHop(Generic[R]):
         self._local_addr = local_addr
         self._policy = options.address_policy if judged else None
         self._report = report
-        self._history_key = history_key
+        self._history_key = (history_key, port)  # an address holds its port
         self._families = _FAMILIES & ({options.family} if options.family else _FAMILIES)
         if local_addr is not None and local_addr[0]:
             self._families &= {socket.AF_INET6 if ":" in local_addr[0] else socket.AF_INET}
@@ -216,7 +216,7 @@ class _FirstHop(Generic[R]):
             count = 0 if self._delay is None else 1
         preferred = None
         if host.address is None:
-            preferred = options.history.preferred(history_key, trio.current_time(), options.source)
+            preferred = options.history.preferred(self._history_key, trio.current_time(), options.source)
         self._order = Order(first_family_count=count, source=options.source, preferred=preferred)
         self._candidates: Candidates[Address] = Candidates(complete=False)
         self._answered: set[int] = set()
