@@ -29,7 +29,7 @@ class Authority:
         return context
 
     def client(self) -> ssl.SSLContext:
-        context = ssl.create_default_context()
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         self.ca.configure_trust(context)
         return context
 
