@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import trio
+from hypothesis import given
+from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trioconn._establish.race import Attempt, Candidates, Outcome, bounded, race
@@ -570,3 +572,49 @@ async def test_one_candidate_needs_no_task(autojump_clock: MockClock) -> None:
     assert outcome.won is not None
     assert outcome.won.result == "only"
     assert tasks == [trio.lowlevel.current_task()]
+
+
+# Any race
+
+
+def expected(lasts: list[tuple[int, bool]], delay: int) -> tuple[list[int], int | None]:
+    """When each attempt starts if nobody has won by then, and when the race is won, by a model with no tasks."""
+    starts: list[int] = []
+    moment = 0
+    for seconds, succeeds in lasts:
+        starts.append(moment)
+        moment += delay if succeeds else min(delay, seconds)
+    ends = [start + seconds for start, (seconds, succeeds) in zip(starts, lasts, strict=True) if succeeds]
+    return starts, min(ends, default=None)
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 9), st.booleans()), min_size=1, max_size=12),
+    st.integers(1, 5),
+    st.none() | st.integers(0, 30),
+)
+def test_any_race_goes_as_the_model_says(lasts: list[tuple[int, bool]], delay: int, cancel_at: int | None) -> None:
+    async def main() -> None:
+        track = Track()
+        scripts = [
+            Script(str(n), seconds, None if succeeds else OSError(n)) for n, (seconds, succeeds) in enumerate(lasts)
+        ]
+        starts, won_at = expected(lasts, delay)
+        outcome = None
+        with trio.move_on_after(math.inf if cancel_at is None else cancel_at + 0.5) as scope:
+            outcome = await track.run(*scripts, delay=delay)
+        end = track.now()
+        assert [moment for _, moment in track.started] == starts[: len(track.started)]
+        assert all(moment >= end for moment in starts[len(track.started) :])
+        if outcome is None:
+            assert scope.cancelled_caught
+            assert track.open == set()
+            assert won_at is None or won_at > end
+        elif won_at is None:
+            assert outcome.won is None
+            assert [failure.index for failure in outcome.failures] == list(range(len(lasts)))
+        else:
+            assert outcome.won is not None
+            assert end == won_at == starts[outcome.won.index] + lasts[outcome.won.index][0]
+
+    trio.run(main, clock=MockClock(autojump_threshold=0))
