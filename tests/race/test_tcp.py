@@ -992,6 +992,14 @@ async def test_real_refused() -> None:
     assert os.strerror(errno.ECONNREFUSED) in str(caught.value)
 
 
+async def test_real_refused_has_the_words_of_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "errorTab", {errno.ECONNREFUSED: "The target refused."}, raising=False)
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        with pytest.raises(ConnectError, match=r"The target refused\."):
+            await real("127.0.0.1", port=sock.getsockname()[1])
+
+
 async def test_real_local_addr(listener: trio.SocketListener) -> None:
     async with (
         await real("127.0.0.1", port=port_of(listener), local_addr=("127.0.0.7", 0)) as stream,

@@ -96,7 +96,9 @@ async def connect_socket(sock: socket.socket, sockaddr: SockAddr) -> None:
     else:
         await trio.lowlevel.checkpoint()
     if number:
-        raise OSError(number, os.strerror(number))
+        # Windows numbers its socket errors apart, and strerror() does not know them.
+        texts: dict[int, str] = getattr(socket, "errorTab", {})
+        raise OSError(number, texts.get(number) or os.strerror(number))
 
 
 def source_address(address: Address) -> IPAddress | None:
