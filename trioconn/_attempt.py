@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import trio
 
 from ._connection import ConnectionInfo, Held, TLSInfo, frozen_timings
 from ._errors import ConnectError, ConnectTimeoutError
 from ._establish.dial import Dialling, below, tls_layers
-from ._establish.foreign import ForeignStream, HalfCloseableForeignStream, is_poolable
+from ._establish.foreign import ForeignStream, HalfCloseableForeignStream, poolable
 from ._route import TARGET, Route
 
 if TYPE_CHECKING:
@@ -37,8 +37,9 @@ async def make(
     """
     route = dialling.route
     made = await dial(route, dialling)
-    if is_poolable(made):
-        stream = cast("ForeignStream", made)  # what our streams and that one have in common
+    stream: Any
+    if poolable(made) is not None:
+        stream = made
     elif isinstance(made, trio.abc.HalfCloseableStream):
         stream = HalfCloseableForeignStream(made, close_later)
     else:

@@ -18,13 +18,13 @@ do the rest (`TrioToken.run_sync_soon`).
 from __future__ import annotations
 
 import logging
-import threading
 import warnings
 import weakref
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import CodeType, MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeAlias, final
+from threading import get_ident
+from types import CodeType, CoroutineType, MappingProxyType, TracebackType
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeAlias, cast, final
 
 import trio
 
@@ -148,6 +148,7 @@ class Owner(Protocol):
     @property
     def thread(self) -> int:
         """The thread of the connector's run."""
+        ...
 
 
 @final
@@ -162,7 +163,7 @@ class Connection:
 
     # The view holds its lease, and the lease only a weak reference to the view: with a cycle between them, a forgotten
     # lease would keep its slot until the next run of the garbage collector.
-    __slots__ = ("__weakref__", "_callbacks", "_held", "_owner", "_record", "_view", "reused", "route", "uses")
+    __slots__ = ("__weakref__", "_callbacks", "_held", "_owner", "_record", "_view", "route", "uses")
 
     def __init__(self, owner: Owner, record: Record[Route, Held], held: Held, route: Route) -> None:
         self._owner = owner
@@ -172,7 +173,6 @@ class Connection:
         self._callbacks: list[Callable[[], object]] | None = None
         self.route = route
         self.uses = record.uses
-        self.reused = record.uses > 1
 
     @property
     def stream(self) -> LeasedStream:
@@ -221,6 +221,11 @@ class Connection:
         return trio.current_time() - self._held.created
 
     @property
+    def reused(self) -> bool:
+        """Whether the connection served another lease before this one."""
+        return self.uses > 1
+
+    @property
     def session_reused(self) -> bool:
         """Whether the handshake with the target resumed a TLS session."""
         return self._held.session_reused
@@ -264,15 +269,19 @@ class Connection:
         Args:
           idle_for: seconds; shortens this connection's keep-alive, this once.
         """
-        record = self._end()
-        if record is not None:
-            if threading.get_ident() == self._owner.thread:
-                self._owner.give_back(record, idle_for)
-            else:  # a finalizer of the client's, or a mistake: another thread must not touch the pool
-                owner = self._owner
-                owner.run_soon(lambda: owner.drop(record, "not released"))
-            if self._callbacks is not None:
-                self._call_back()
+        record = self._record
+        if record is None:
+            return
+        self._record = None
+        if self._view is not None:
+            self._end_view()
+        owner = self._owner
+        if get_ident() == owner.thread:
+            owner.give_back(record, idle_for)
+        else:  # a finalizer of the client's, or a mistake: another thread must not touch the pool
+            owner.run_soon(lambda: owner.drop(record, "not released"))
+        if self._callbacks is not None:
+            self._call_back()
 
     def close(self) -> None:
         """Close the connection now. TLS says its close_notify if that can be written at once. May be called again."""
@@ -308,7 +317,7 @@ class Connection:
     def _close(self, reason: str) -> None:
         record = self._end()
         if record is not None:
-            if threading.get_ident() == self._owner.thread:
+            if get_ident() == self._owner.thread:
                 self._owner.drop(record, reason)
             else:
                 owner = self._owner
@@ -318,10 +327,13 @@ class Connection:
     def _end(self) -> Record[Route, Held] | None:
         # One of release, close, aclose and the finalizer gets the record, whoever comes first.
         record, self._record = self._record, None
+        self._end_view()
+        return record
+
+    def _end_view(self) -> None:
         view = None if self._view is None else self._view()
         if view is not None:
             view.end()
-        return record
 
     def _call_back(self) -> None:
         callbacks, self._callbacks = self._callbacks, None
@@ -383,26 +395,33 @@ class _Ended(trio.abc.HalfCloseableStream):
 _ENDED = _Ended()
 
 
+class _Coroutines(Protocol):
+    """A stream, as type checkers see it: ``async def`` makes more than trio's interface promises."""
+
+    def send_all(self, data: bytes | bytearray | memoryview) -> CoroutineType[Any, Any, None]: ...
+    def receive_some(self, max_bytes: int | None = None) -> CoroutineType[Any, Any, bytes | bytearray]: ...
+    def wait_send_all_might_not_block(self) -> CoroutineType[Any, Any, None]: ...
+    def send_eof(self) -> CoroutineType[Any, Any, None]: ...
+
+
 class LeasedStream(trio.abc.Stream):
     """The stream of a lease, for as long as the lease lasts. Closing it closes the lease."""
 
     __slots__ = ("__weakref__", "_lease", "_stream")
 
-    _stream: trio.abc.Stream
-
     def __init__(self, stream: trio.abc.Stream, lease: Connection) -> None:
-        self._stream = stream
+        self._stream = cast("_Coroutines", stream)
         self._lease = lease
 
-    def send_all(self, data: bytes | bytearray | memoryview) -> Coroutine[Any, Any, None]:
+    def send_all(self, data: bytes | bytearray | memoryview) -> CoroutineType[Any, Any, None]:
         """Send all of `data`. As `trio.abc.SendStream.send_all`."""
         return self._stream.send_all(data)
 
-    def receive_some(self, max_bytes: int | None = None) -> Coroutine[Any, Any, bytes | bytearray]:
+    def receive_some(self, max_bytes: int | None = None) -> CoroutineType[Any, Any, bytes | bytearray]:
         """Receive at least one byte, or ``b""`` at the end. As `trio.abc.ReceiveStream.receive_some`."""
         return self._stream.receive_some(max_bytes)
 
-    def wait_send_all_might_not_block(self) -> Coroutine[Any, Any, None]:
+    def wait_send_all_might_not_block(self) -> CoroutineType[Any, Any, None]:
         """As `trio.abc.SendStream.wait_send_all_might_not_block`."""
         return self._stream.wait_send_all_might_not_block()
 
@@ -412,7 +431,7 @@ class LeasedStream(trio.abc.Stream):
 
     def end(self) -> None:
         """The lease is over. Not for users: use the lease."""
-        self._stream = _ENDED
+        self._stream = cast("_Coroutines", _ENDED)
 
     def __getattr__(self, name: str) -> Any:
         # Only what this class does not have comes here: the transport's own public attributes.
@@ -428,8 +447,6 @@ class HalfCloseableLeasedStream(LeasedStream, trio.abc.HalfCloseableStream):
     """A `LeasedStream` whose sending half can be closed alone."""
 
     __slots__ = ()
-
-    _stream: trio.abc.HalfCloseableStream
 
     async def send_eof(self) -> None:
         """Send an end of stream; receiving goes on. As `trio.abc.HalfCloseableStream.send_eof`."""

@@ -9,12 +9,12 @@ from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self, TypedDict, Unpack, cast
 
 import trio
-from trio.lowlevel import enable_ki_protection
+from trio.lowlevel import current_trio_token, enable_ki_protection
 
 from . import events
-from ._connection import Connection, Place, place
+from ._connection import Connection, place
 from ._errors import ConnectorClosedError
-from ._establish.foreign import foreign_is_clean, is_poolable
+from ._establish.foreign import foreign_is_clean, poolable
 from ._establish.plan import NETWORK_SCHEMES, NO_OPTIONS, Options, Settings, plan
 from ._observing import Audience, check_observers
 from ._pool import Pool
@@ -109,7 +109,7 @@ class BaseConnector:
         self._limit = check_count("limit", limit)
         self._limit_per_host = check_count("limit_per_host", limit_per_host)
         self._force_close = bool(force_close)
-        self._track_leases = track_leases
+        self._attentive = bool(track_leases)
         self._shell = Shell(
             Pool(
                 limit=self._limit,
@@ -176,7 +176,8 @@ class BaseConnector:
         asks the ``probe()`` of our own streams; of others it knows only that a readable `trio.SocketStream` is not
         clean.
         """
-        return stream.probe() if is_poolable(stream) else foreign_is_clean(stream)
+        ours = poolable(stream)
+        return foreign_is_clean(stream) if ours is None else ours.probe()
 
     # ---- life --------------------------------------------------------------------------------------------------------
 
@@ -227,15 +228,16 @@ class BaseConnector:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{hint}")
 
     def _check_run(self) -> None:
-        if not self._entered or self._shell.token is None:
+        shell = self._shell
+        if shell.token is None:
             raise RuntimeError("this connector was not entered: use it inside `async with connector:`")
         try:
-            token = trio.lowlevel.current_trio_token()
+            token = current_trio_token()
         except RuntimeError:  # not in trio at all
             token = None
-        if token is not self._shell.token:
+        if token is not shell.token:
             raise RuntimeError("this connector belongs to another trio run or thread: make one for each run")
-        if self._shell.audience.telling:
+        if shell.audience.telling:
             raise RuntimeError("an observer must not call its connector: have a task do it")
 
     def _check_open(self) -> None:
@@ -294,8 +296,8 @@ class BaseConnector:
           proxy: a URL, a `Proxy`, or a sequence of these, the first one dialled; ``()`` for none. Here and below, None
             means: as the connector.
           proxy_headers: header fields for the one HTTP proxy on the way.
-          ssl: how the target is trusted: True verified, False not verified (never "no TLS": the scheme decides that), an
-            `ssl.SSLContext`, or a `Fingerprint`.
+          ssl: how the target is trusted: True verified, False not verified (never "no TLS": the scheme decides
+            that), an `ssl.SSLContext`, or a `Fingerprint`.
           server_hostname: the name for SNI and verification, if it is not the host of the target.
           alpn_protocols: what is offered, with contexts that we make.
           local_addr: (IP address, port) to bind to.
@@ -347,8 +349,8 @@ class BaseConnector:
         Put `trio.fail_after` around it for a deadline. If it is cancelled, no connection is lost and no slot taken.
 
         Args:
-          target: a URL, anything with ``.scheme``, ``.host`` and ``.port``, or a `Route` of this connector; with a route
-            only `observers` may be given besides.
+          target: a URL, anything with ``.scheme``, ``.host`` and ``.port``, or a `Route` of this connector; with a
+            route only `observers` may be given besides.
           observers: callables that get the events of this call and, while it waits, those of every attempt of its
             route.
           options: ``proxy``, ``proxy_headers``, ``ssl``, ``server_hostname``, ``alpn_protocols``, ``local_addr`` and
@@ -362,20 +364,28 @@ class BaseConnector:
           RuntimeError: the connector was not entered, or this is another run.
         """
         shell = self._shell
-        self._check_open()
-        route = self._route_for(target, options)
+        if shell.closed or current_trio_token() is not shell.token or shell.audience.telling:
+            self._check_open()
+        # The test for the hot path, here and in connect_nowait: a route of ours that nothing can have changed.
+        if type(target) is Route and not options and target.maker is self._maker and not target.contexts:
+            route = target
+        else:
+            route = self._plan(target, Options(**options))
         hearing = check_observers(observers) if observers else ()
         # The checkpoint comes first: nothing has been taken yet that a cancellation could lose.
         await trio.lowlevel.checkpoint()
         if shell.closed:
             raise ConnectorClosedError("the connector was closed")
-        frame = sys._getframe(1)
+        frame = sys._getframe(1)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - documented, and cheap
         where = (frame.f_code, frame.f_lasti)
         del frame
         record = shell.take(route)
         if record is None:
             record = await shell.wait(route, hearing)
-        return self._lease(record, route, where, hearing)
+        record.connection.where = where
+        if hearing or self._attentive or shell.audience.active:
+            self._handed_out(record, route, hearing)
+        return Connection(shell, record, record.connection, route)
 
     @enable_ki_protection
     def connect_nowait(
@@ -390,15 +400,21 @@ class BaseConnector:
           ConnectorClosedError: the connector was closed.
           RuntimeError: the connector was not entered, or this is another run.
         """
-        self._check_open()
-        route = self._route_for(target, options)
-        record = self._shell.take(route)
+        shell = self._shell
+        if shell.closed or current_trio_token() is not shell.token or shell.audience.telling:
+            self._check_open()
+        if type(target) is Route and not options and target.maker is self._maker and not target.contexts:
+            route = target
+        else:
+            route = self._plan(target, Options(**options))
+        record = shell.take(route)
         if record is None:
             raise trio.WouldBlock
-        frame = sys._getframe(1)
-        return self._lease(
-            record, route, (frame.f_code, frame.f_lasti), check_observers(observers) if observers else ()
-        )
+        frame = sys._getframe(1)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - documented, and cheap
+        record.connection.where = (frame.f_code, frame.f_lasti)
+        if observers or self._attentive or shell.audience.active:
+            self._handed_out(record, route, check_observers(observers))
+        return Connection(shell, record, record.connection, route)
 
     async def prewarm(self, target: object, n: int, **options: Unpack[RouteOptions]) -> None:
         """Make connections to `target` ahead of need, until there are `n`, into free room only.
@@ -415,26 +431,19 @@ class BaseConnector:
           ConnectorClosedError: the connector was closed, before or meanwhile.
         """
         self._check_open()
-        route = self._route_for(target, options)
+        route = self._plan(target, Options(**options))
         count = check_count("n", n)
         await trio.lowlevel.checkpoint()
         if self._shell.closed:
             raise ConnectorClosedError("the connector was closed")
         await self._shell.prewarm(route, count)
 
-    def _route_for(self, target: object, options: RouteOptions) -> Route:
-        if not options and type(target) is Route and target.maker is self._maker and not target.contexts:
-            return target  # the hot path
-        return self._plan(target, Options(**options))
-
-    def _lease(self, record: AnyRecord, route: Route, where: Place, observers: Sequence[Observer]) -> Connection:
+    def _handed_out(self, record: AnyRecord, route: Route, observers: Sequence[Observer]) -> None:
         held = record.connection
-        held.where = where
-        if self._track_leases:
-            stack = traceback.extract_stack(sys._getframe(2), limit=_FRAMES_KEPT)
+        if self._attentive:
+            stack = traceback.extract_stack(limit=_FRAMES_KEPT)[:-2]
             held.stack = "".join(traceback.format_list(stack))
-        audience = self._shell.audience
-        if record.uses > 1 and (audience.active or observers):
+        if record.uses > 1:
             event = events.Reused(
                 at=held.leased_at,
                 route=route,
@@ -442,13 +451,12 @@ class BaseConnector:
                 uses=record.uses,
                 idle=held.leased_at - record.idle_since,
             )
-            audience.tell_also(event, observers)
-        return Connection(self._shell, record, held, route)
+            self._shell.audience.tell_also(event, observers)
 
     # ---- questions ---------------------------------------------------------------------------------------------------
 
     def statistics(self) -> ConnectorStatistics:
-        """The present state and the totals. Goes through all routes: for people and dashboards, not for each request."""
+        """The present state and the totals. Goes through all routes: not for the path of each request."""
         shell = self._shell
         pool = shell.pool
         hosts = {

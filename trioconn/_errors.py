@@ -129,7 +129,7 @@ class ConnectTimeoutError(ConnectError, TimeoutError):
 
 
 class AddressDeniedError(ConnectError):
-    """The ``address_policy`` allowed none of the addresses, or a proxy would have resolved the name out of its sight."""
+    """The ``address_policy`` allowed none of the addresses, or a proxy would have resolved the name unseen."""
 
 
 class UnixConnectError(ConnectError):

@@ -201,11 +201,11 @@ class Pool(Books[R, W, C]):
         record = self.take(route, now)
         if record is not None:
             orders.append(Grant(waiter, record))
-            return orders if self._unsettled is None else self._settle(now, orders)
+            return orders if self.unsettled is None else self._settle(now, orders)
         home = self._home(route)
         self._arrivals += 1
         self._queue(waiter, home, Ticket(self._arrivals, now))
-        if home.rank is not None and not orders and self._unsettled is None:
+        if home.rank is not None and not orders and self.unsettled is None:
             return _NOTHING  # it was hungry, so it stays where it stands
         self._changed(home)
         return self._settle(now, orders)
@@ -301,7 +301,7 @@ class Pool(Books[R, W, C]):
         """The connector closes (rule 8). What is leased stays counted until it is released or dropped."""
         orders: list[Order[R, W, C]] = []
         self._closed = True
-        self._unsettled = None
+        self.unsettled = None
         orders.extend([Refuse(waiter) for waiter in self._queued])
         homes = list(self._homes.values())
         for home in homes:
@@ -322,8 +322,8 @@ class Pool(Books[R, W, C]):
 
     def deadline(self) -> float | None:
         """The next moment at which `expired` would give an order, or None: amortised O(log n)."""
-        if self._unsettled is not None:
-            return self._unsettled
+        if self.unsettled is not None:
+            return self.unsettled
         moment = self._first_due()
         longest = next(iter(self._idle), None)
         if longest is not None and self._total.full:
@@ -335,11 +335,6 @@ class Pool(Books[R, W, C]):
             moment = min(moment, self._ripening.key(ripe))
         return None if moment == math.inf else moment
 
-    @property
-    def unsettled(self) -> bool:
-        """Whether a `take` left orders to be fetched by `expired`."""
-        return self._unsettled is not None
-
     # ---- the rules ---------------------------------------------------------------------------------------------------
 
     def _settle(self, now: float, orders: list[Order[R, W, C]]) -> Orders[R, W, C]:
@@ -347,7 +342,7 @@ class Pool(Books[R, W, C]):
         if not self._closed:
             while self._expire(now, orders) or self._grow(now, orders) or self._balance(now, orders):
                 pass
-        self._unsettled = None
+        self.unsettled = None
         return orders
 
     def _expire(self, now: float, orders: list[Order[R, W, C]]) -> bool:
@@ -416,7 +411,7 @@ class Pool(Books[R, W, C]):
             self._close_for(h, record, now, orders)
         elif home.waiters is not None:
             self._grant(record, orders)
-            if home.rank is not None and self._unsettled is None and length(home.waiters) > length(home.attempts):
+            if home.rank is not None and self.unsettled is None and length(home.waiters) > length(home.attempts):
                 return orders  # as hungry as before: no rule can have come true
             self._changed(home)
         else:
@@ -458,7 +453,7 @@ class Pool(Books[R, W, C]):
         return record
 
     def _leave_unsettled(self, home: Home[R, W, C], now: float) -> None:
-        self._unsettled = now
+        self.unsettled = now
         self._touch(home)
 
     def _close_for(self, h: Home[R, W, C], record: Record[R, C], now: float, orders: list[Order[R, W, C]]) -> None:

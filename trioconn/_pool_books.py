@@ -67,7 +67,7 @@ class Books(Generic[R, W, C]):
         # Dues that come before the keep-alive's end, which the order of `_idle` does not show.
         self._early: list[tuple[float, int, Record[R, C]]] = []
         # When `take` left the rules unsettled: it gives a record, so it cannot give orders.
-        self._unsettled: float | None = None
+        self.unsettled: float | None = None
 
         # Only where endpoints are limited:
         self._places: dict[Hashable, Place[R, W, C]] | None = {} if limit_per_host else None

@@ -21,7 +21,7 @@ import ssl
 from dataclasses import dataclass, field
 from hashlib import sha256, sha384, sha512
 from hmac import compare_digest
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, cast
 
 from ._errors import InvalidTargetError, shown
 
@@ -362,7 +362,7 @@ def check_isolation(value: object) -> Isolation | None:
 
 def _is_isolation(value: object) -> bool:
     if isinstance(value, tuple):
-        return all(map(_is_isolation, value))
+        return all(map(_is_isolation, cast("tuple[object, ...]", value)))
     return type(value) in (str, bytes, int, bool)
 
 
@@ -374,5 +374,5 @@ def check_current(route: Route) -> None:
     """
     for _ in route.changed_contexts():
         raise InvalidTargetError(
-            f"an SSLContext of {route} was changed after the route was made: make the route again with connector.route()"
+            f"an SSLContext of {route} was changed after the route was made: make it again with connector.route()"
         )

@@ -11,8 +11,8 @@ idle connections. It carries facts to the pool and the pool's orders back:
 * A waiter is a memory channel of its own with room for one word. The grant itself stands on the waiter, so that a grant
   and a cancellation that meet in one tick cannot lose the connection: whoever leaves the queue looks whether it was
   granted something, and gives it back before anything else can happen.
-* A connection is probed when it is released, when it is handed out, and when a waiter that was granted one resumes, each
-  time in the same stretch in which it changes hands.
+* A connection is probed when it is released, when it is handed out, and when a waiter that was granted one resumes,
+  each time in the same stretch in which it changes hands.
 
 The nursery encloses the body of ``async with connector``, whose exceptions must come out bare. So the body's exception
 is never given to the nursery, and nothing that runs in the nursery raises for anybody's mistake.
@@ -122,10 +122,12 @@ class Shell:
     def __init__(self, pool: Pool[Route, Waiter, Held], habits: Habits, audience: Audience) -> None:
         self.pool = pool
         self.habits = habits
+        self._judge = habits.judge
         self.audience = audience
         self.closed = False
         self.left = False
         self.thread = 0
+        self.clock: Callable[[], float] = trio.current_time
         self.token: trio.lowlevel.TrioToken | None = None
         self.created = self.reused = self.resumed = self.aborted = 0
         self.failed: Counter[str] = Counter()
@@ -163,6 +165,8 @@ class Shell:
         self._nursery = nursery
         self.token = trio.lowlevel.current_trio_token()
         self.thread = threading.get_ident()
+        # Of this run's clock: half of what trio.current_time() takes, which looks for the run first.
+        self.clock = trio.lowlevel.current_clock().current_time
         self._context = contextvars.copy_context()
         self._watch = Watch()
         nursery.start_soon(self._keep_time, name="trioconn timer")
@@ -216,7 +220,7 @@ class Shell:
         for held in ending:
             if polite and can_say_goodbye(held.stream):
                 self._end(held, "closed")
-                self._start(self._bid_farewell, held)
+                self._start("trioconn farewell", partial(self._bid_farewell, held))
             else:
                 self._close(held, "closed")
         self.audience.tell()
@@ -243,16 +247,16 @@ class Shell:
     def take(self, route: Route) -> AnyRecord | None:
         """An idle connection of `route` that is clean at this moment, or None. The hot path."""
         pool = self.pool
-        now = trio.current_time()
+        now = self.clock()
         while True:
             record = pool.take(route, now)
             if record is None:
                 return None
             held = record.connection
-            if held.probe() and (self.habits.judge is None or self.habits.judge(held.raw)):
+            if held.probe() and (self._judge is None or self._judge(held.raw)):
                 held.leased_at = now
                 self.reused += 1
-                if pool.unsettled:
+                if pool.unsettled is not None:
                     self.obey(pool.expired(now))
                 return record
             self._close(held, held.stream.probe_reason or "stray bytes")
@@ -299,7 +303,7 @@ class Shell:
         held = record.connection
         now = trio.current_time()
         fresh = now < record.expires
-        if fresh and held.probe() and (self.habits.judge is None or self.habits.judge(held.raw)):
+        if fresh and held.probe() and (self._judge is None or self._judge(held.raw)):
             held.leased_at = now
             self.reused += record.uses > 1
             return record
@@ -350,13 +354,13 @@ class Shell:
         held = record.connection
         if held.closed:
             return
-        if not held.probe() or (self.habits.judge is not None and not self.habits.judge(held.raw)):
+        if not held.probe() or (self._judge is not None and not self._judge(held.raw)):
             self.drop(record, held.stream.probe_reason or "stray bytes")
             return
         if held.protocol is not None and getattr(held.protocol, "should_close", False):
             self.drop(record, "protocol")
             return
-        now = trio.current_time()
+        now = self.clock()
         if not held.harvested:  # TLS 1.3 sends its tickets when it likes; after an exchange they have come
             held.harvested = self.habits.harvest is None or self.habits.harvest(held)
         if idle_for is not None and not idle_for > 0:  # NaN, too
@@ -392,6 +396,10 @@ class Shell:
             self.drop(record, reason)
             await trio.lowlevel.checkpoint()
             return
+        if self._watch is not None:
+            # The stream closes its descriptor before the pool is told, and by then the number may be another's.
+            self._watch.forget(record.connection.fd)
+            record.connection.fd = -1
         try:
             await say_goodbye(stream, self.habits.grace)
         finally:
@@ -440,19 +448,19 @@ class Shell:
         run = self._runs[attempt] = Run(attempt, dialling)
         if self.audience.active:
             self.audience.add(events.DialStarted(at=dialling.started, route=route, dial=dialling.number))
-        self._start(self._attempt, run)
+        self._start(f"trioconn dial {route}", partial(self._attempt, run))
 
-    def _start(self, f: Callable[..., Awaitable[None]], *args: Any) -> None:
+    def _start(self, name: str, f: Callable[[], Awaitable[None]]) -> None:
         assert self._nursery is not None and self._context is not None
         self._busy += 1
         # Not in the context of whoever happened to ask: an attempt outlives that caller and serves others.
-        start = partial(self._nursery.start_soon, self._counted, f, args, name=f"trioconn {f.__name__}")
-        self._context.run(start)
+        nursery = self._nursery
+        self._context.run(lambda: nursery.start_soon(self._counted, f, name=name))
 
     @enable_ki_protection
-    async def _counted(self, f: Callable[..., Awaitable[None]], args: tuple[Any, ...]) -> None:
+    async def _counted(self, f: Callable[[], Awaitable[None]]) -> None:
         try:
-            await f(*args)
+            await f()
         finally:
             self._busy -= 1
             if not self._busy:
@@ -503,8 +511,8 @@ class Shell:
         if held is not None:
             self.obey(self._succeeded(run, held, now))
         else:
+            stage = error.stage if isinstance(error, ConnectError) else "other"
             if error is not None:
-                stage = error.stage if isinstance(error, ConnectError) else "other"
                 self.failed[stage] += 1
             if self.audience.active:
                 where: dict[str, Any] = {"at": now, "route": run.dialling.route, "dial": run.dialling.number}
@@ -565,7 +573,7 @@ class Shell:
 
     def close_later(self, stream: trio.abc.Stream) -> None:
         """Have a task close a foreign stream that cannot be closed without one."""
-        self._start(trio.aclose_forcefully, stream)
+        self._start("trioconn farewell", partial(trio.aclose_forcefully, stream))
 
     # ---- the standing tasks ------------------------------------------------------------------------------------------
 
@@ -638,7 +646,7 @@ def can_say_goodbye(stream: object) -> bool:
 
 
 async def say_goodbye(stream: Any, grace: float) -> None:
-    """Exchange close_notify for at most `grace` seconds, then close. What goes wrong with the peer is its own affair."""
+    """Exchange close_notify for at most `grace` seconds, then close. The peer's troubles are its own."""
     try:
         await stream.aclose_gracefully(grace)
     except (trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError, OSError):

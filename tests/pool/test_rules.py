@@ -438,9 +438,9 @@ def test_3b_when_the_last_idle_one_is_taken_the_abort_is_due_at_once(desk):
     surplus_attempt(d)
     d.keep("C", "c", dial_time=0.1)
     d.wanted("wb", "B")
-    assert not d.pool.unsettled
+    assert d.pool.unsettled is None
     assert d.take("C") == "c"
-    assert d.pool.unsettled
+    assert d.pool.unsettled is not None
     assert d.deadline_in() == 0
     assert d.expired() == ["abort A/2"]
     assert d.deadline_in() is None

@@ -115,7 +115,7 @@ class Walk(RuleBasedStateMachine):
         if record is not None:
             self.idle.remove(record)
             self.leased.append((self.name(), record))
-        if self.pool.unsettled:
+        if self.pool.unsettled is not None:
             assert self.pool.deadline() <= self.now
             self.carry_out(self.pool.expired(self.now))
 
@@ -198,6 +198,18 @@ class Walk(RuleBasedStateMachine):
             if isinstance(order, Dial) and order.attempt.prewarm:
                 assert order.route == route
                 assert self.pool.open_of(route) <= max(count, 1)
+
+    @precondition(lambda self: self.running)
+    @rule(n=INDEX, seconds=st.sampled_from([0.0625, 0.25, 1.0]))
+    def attempt_takes_time_and_succeeds_and_is_released(self, n, seconds):
+        """A common story, which single steps tell too rarely: rule 4 needs dials that took time, and idle connections."""
+        self.time_passes(seconds)
+        before = {id(record) for _, record in self.leased}
+        self.attempt_ends(n, success=True)
+        for position, (_, record) in enumerate(self.leased):
+            if id(record) not in before:
+                self.released(position, None)
+                break
 
     @rule(seconds=st.sampled_from([0.0, 0.0625, 0.125, 0.25, 1.0, 3.0]))
     def time_passes(self, seconds):
@@ -324,5 +336,5 @@ class Walk(RuleBasedStateMachine):
 
 TestWalk = Walk.TestCase
 TestWalk.settings = settings(
-    max_examples=150, stateful_step_count=50, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=400, stateful_step_count=60, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import trio
 
@@ -191,7 +191,7 @@ async def _over_tcp(first: TCPHop, kit: Kit, dialling: Dialling) -> trio.abc.Str
     except ConnectError as error:
         if not route.proxies or error.stage not in ("resolve", "connect") or isinstance(error, ProxyError):
             raise
-        # The proxy itself could not be reached. (A ResolveError of socks5's own lookup says hop -1 and is the target's.)
+        # The proxy itself could not be reached. (A ResolveError of socks5's own lookup is the target's.)
         if isinstance(error, ResolveError) and dialling.stage == "proxy":
             raise
         raise _proxy_error(error, 0) from error
@@ -225,11 +225,11 @@ def _resolver_for(step: SocksStep, kit: Kit, dialling: Dialling) -> Callable[[Ho
 
 def tls_layers(stream: object, route: Route) -> list[tuple[int, TLSStream[Any] | trio.SSLStream[Any]]]:
     """The layers of TLS in `stream`, each with its hop, the first hop's first."""
-    streams: list[TLSStream[Any] | trio.SSLStream[Any]] = []
+    streams: list[Any] = []
     while stream is not None:
         if isinstance(stream, TLSStream | trio.SSLStream):
-            streams.append(stream)
-        stream = below(stream)
+            streams.append(cast("object", stream))
+        stream = below(cast("object", stream))
     hops = [step.hop for step in route.steps if isinstance(step, TLSStep)]
     # A connector's own create_stream may have made more layers than the route has, or fewer.
     hops = ([TARGET] * len(streams) + hops)[-len(streams) :] if streams else []

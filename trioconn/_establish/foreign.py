@@ -7,7 +7,7 @@ it, both without an await; and it must notice a task that is still inside a call
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol, TypeGuard
+from typing import Any, Protocol, cast
 
 import trio
 
@@ -30,9 +30,11 @@ class PoolableStream(Protocol):
         ...
 
 
-def is_poolable(stream: object) -> TypeGuard[PoolableStream]:
-    """Whether `stream` has our synchronous surface."""
-    return hasattr(stream, "probe") and hasattr(stream, "close_nowait") and hasattr(stream, "fileno")
+def poolable(stream: object) -> PoolableStream | None:
+    """`stream` as one that has our synchronous surface, or None if it has not."""
+    if hasattr(stream, "probe") and hasattr(stream, "close_nowait") and hasattr(stream, "fileno"):
+        return cast("PoolableStream", stream)
+    return None
 
 
 def foreign_is_clean(stream: trio.abc.Stream) -> bool:
@@ -94,13 +96,14 @@ class ForeignStream(trio.abc.Stream):
         if self._closed:
             return
         self._closed = True
-        bottom = self.wrapped
+        bottom: trio.abc.Stream = self.wrapped
         while isinstance(bottom, trio.SSLStream):
-            bottom = bottom.transport_stream
-        if isinstance(bottom, trio.SocketStream):
+            bottom = cast("trio.SSLStream[trio.abc.Stream]", bottom).transport_stream
+        ours = poolable(bottom)
+        if ours is not None:
+            ours.close_nowait()
+        elif isinstance(bottom, trio.SocketStream):
             bottom.socket.close()
-        elif is_poolable(bottom):
-            bottom.close_nowait()
         else:
             self._close_later(self.wrapped)
 

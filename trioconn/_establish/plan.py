@@ -430,9 +430,10 @@ def check_local_addr(value: object) -> tuple[str, int]:
       TypeError: it is no pair of str and int.
       InvalidTargetError: the host is no IP address, or the port is out of range.
     """
-    if not isinstance(value, tuple | list) or len(cast("Sequence[object]", value)) != 2:
-        raise TypeError(f"local_addr must be a pair (IP address, port), not {shown(repr(value))}")
-    text, port = cast("tuple[object, object]", value)
+    pair = tuple(cast("Sequence[object]", value)) if isinstance(value, tuple | list) else ()
+    if len(pair) != 2:
+        raise TypeError(f"local_addr must be a pair (IP address, port), not {shown(str(value))}")
+    text, port = pair
     host = parse_host(text)
     if host.address is None:
         raise InvalidTargetError(f"local_addr: {host} must be an IP address of this machine, not a name")

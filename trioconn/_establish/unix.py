@@ -6,7 +6,7 @@ import errno
 import os
 import socket
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import trio
 
@@ -33,7 +33,7 @@ def check_unix_path(path: object) -> str:
     """
     if not isinstance(path, str | bytes | os.PathLike):
         raise TypeError(f"path must be a str, bytes or os.PathLike, not {type(path).__name__}")
-    text = os.fsdecode(path)
+    text = os.fsdecode(cast("str | bytes | os.PathLike[str]", path))
     if not text:
         raise InvalidTargetError("the path of a Unix socket must not be empty")
     if text.startswith("\0"):
