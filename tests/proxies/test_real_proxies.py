@@ -217,8 +217,16 @@ async def test_http_to_a_socks_proxy_and_socks_to_an_http_proxy(microsocks: Call
     assert client.fileno() == -1
 
 
-@pytest.mark.parametrize("scheme", ["socks4a", "socks5", "socks5h"])
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+@pytest.mark.parametrize(
+    ("scheme", "host"),
+    [
+        ("socks4a", "127.0.0.1"),  # names not: dante takes the 0.0.0.x that announces one for the address
+        ("socks5", "127.0.0.1"),
+        ("socks5", "localhost"),
+        ("socks5h", "127.0.0.1"),
+        ("socks5h", "localhost"),
+    ],
+)
 async def test_dante(dante: Any, tcp_server: Server, scheme: str, host: str) -> None:
     await assert_tunnels(dante.port, Proxy(f"{scheme}://p.test"), host, tcp_server)
 
