@@ -8,6 +8,7 @@ import os
 import socket
 import ssl
 import struct
+import weakref
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -317,6 +318,37 @@ async def test_cancelled_at_every_checkpoint(serve, authority) -> None:
             break
     else:
         pytest.fail("the handshake never ended")
+
+
+@pytest.mark.case("anyio#809")
+@pytest.mark.parametrize("how", ["certificate", "pin", "not TLS"])
+async def test_a_failure_leaves_no_cycle(serve, authority, stranger, how) -> None:
+    """The stream dies with the exception, without a garbage collection."""
+    server = serve(
+        stranger.server(), raw=(lambda sock: sock.sendall(b"HTTP/1.1 200 OK\r\n\r\n")) if how == "not TLS" else None
+    )
+    pinned = TLSStep(UNVERIFIED, "a.test", pin=bytes(32))
+    stream = SocketStream(server.connect())
+    gone = weakref.ref(stream)
+    gc.collect()
+    gc.disable()
+    try:
+        try:
+            await handshake(
+                stream,
+                pinned if how == "pin" else step_for(authority.client()),
+                sessions=SessionStore(),
+                key="key",
+                report=None,
+                host_shown="a.test:443",
+            )
+        except TLSError:
+            del stream
+        else:
+            pytest.fail("the handshake succeeded")
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 async def test_a_foreign_transport_is_closed_too(authority) -> None:

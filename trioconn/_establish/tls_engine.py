@@ -150,14 +150,14 @@ class Engine:
         return b"" if self.ended else None
 
     def look(self) -> str:
-        """Why this connection is not clean: a key of ``events.REASONS``. Empty if nothing but tickets had come."""
+        """Why this connection is not clean: a key of ``events.REASONS``. Empty: only tickets and the like had come."""
         if self._peeked:
             return "stray bytes"
         data = self.read(1)
         if self.trouble is not None:
             return "server closed" if is_eof(self.trouble) else "error"
         if data is None:
-            # What OpenSSL wants to answer an idle peer (a renegotiation, a key update) is nothing that we asked for.
+            # What OpenSSL wants to answer an idle peer at once is a renegotiation. (Key updates can wait.)
             return "stray bytes" if self._rest or self._part_of_header or self.has_output else ""
         self._peeked = data
         return "stray bytes" if data else "server closed"

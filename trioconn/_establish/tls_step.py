@@ -175,18 +175,21 @@ def _check_pin(tls: TLSStream[trio.abc.Stream], step: TLSStep, host_shown: str) 
     pin = Fingerprint(step.pin)
     certificate = tls.getpeercert(binary_form=True) or b""
     # A resumed session would show the certificate that it remembers. None was offered; fail closed all the same.
-    if pin.matches(certificate) and not tls.session_reused:
-        return
+    if not pin.matches(certificate) or tls.session_reused:
+        raise _mismatch(pin, certificate, step, host_shown)
+
+
+def _mismatch(pin: Fingerprint, certificate: bytes, step: TLSStep, host_shown: str) -> FingerprintMismatchError:
     got = pin.digest_of(certificate) if certificate else b""
     error = FingerprintMismatchError(
-        f"the certificate of {host_shown} is not the pinned one: expected {pin.digest.hex()}, "
-        + (f"got {got.hex()}" if got else "got none"),
+        f"the certificate of {host_shown} is not the pinned one: "
+        f"expected {pin.digest.hex()}, got {got.hex() or 'none'}",
         stage="pin",
         hop=step.hop,
     )
     error.expected = pin.digest
     error.got = got
-    raise error
+    return error
 
 
 def _told(exc: Exception, step: TLSStep, host_shown: str) -> TLSError:
