@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import trio
 
@@ -228,8 +228,8 @@ def tls_layers(stream: object, route: Route) -> list[tuple[int, TLSStream[Any] |
     streams: list[Any] = []
     while stream is not None:
         if isinstance(stream, TLSStream | trio.SSLStream):
-            streams.append(cast("object", stream))
-        stream = below(cast("object", stream))
+            streams.append(stream)
+        stream = below(stream)  # pyright: ignore[reportUnknownArgumentType] - the parameter of a generic is no matter
     hops = [step.hop for step in route.steps if isinstance(step, TLSStep)]
     # A connector's own create_stream may have made more layers than the route has, or fewer.
     hops = ([TARGET] * len(streams) + hops)[-len(streams) :] if streams else []

@@ -432,7 +432,7 @@ def check_local_addr(value: object) -> tuple[str, int]:
     """
     pair = tuple(cast("Sequence[object]", value)) if isinstance(value, tuple | list) else ()
     if len(pair) != 2:
-        raise TypeError(f"local_addr must be a pair (IP address, port), not {shown(str(value))}")
+        raise TypeError(f"local_addr must be a pair (IP address, port), not {value!s:.50}")
     text, port = pair
     host = parse_host(text)
     if host.address is None:
