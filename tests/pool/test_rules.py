@@ -691,6 +691,21 @@ def test_4_the_hungriest_is_asked_and_nobody_else(desk):
     assert d.released("a") == ["close a evicted", "dial D/1"]
 
 
+def test_4_taking_an_older_one_from_behind_an_expired_one_leaves_orders_too(desk):
+    d = desk(4, keepalive_timeout=15)
+    d.lease("A", "slow", dial_time=0.5)
+    d.lease("B", "quick", dial_time=0.015625)
+    d.lease("A", "short", dial_time=0.5)
+    d.lease("C", "c")
+    d.released("slow")
+    d.released("quick")
+    d.released("short", idle_for=0.25)
+    d.wanted("wc", "C")
+    assert d.after(0.25).take("A") == "slow"  # passes over `short`, whose time is over
+    assert d.pool.unsettled
+    assert d.expired() == ["close short idle", "dial C/2"]
+
+
 # ---- 5. Two levels ---------------------------------------------------------------------------------------------------
 
 

@@ -202,7 +202,7 @@ class Walk(RuleBasedStateMachine):
     @precondition(lambda self: self.running)
     @rule(n=INDEX, seconds=st.sampled_from([0.0625, 0.25, 1.0]))
     def attempt_takes_time_and_succeeds_and_is_released(self, n, seconds):
-        """A common story, which single steps tell too rarely: rule 4 needs dials that took time, and idle connections."""
+        """A common story that single steps tell too rarely: rule 4 needs dials that took time, and idle connections."""
         self.time_passes(seconds)
         before = {id(record) for _, record in self.leased}
         self.attempt_ends(n, success=True)
