@@ -216,7 +216,7 @@ def test_history_remembers_for_ten_minutes_from_the_win() -> None:
     assert history.preferred("a", 699, home) == FIRST
     assert history.preferred("b", 100, home) is None
     assert history.preferred("a", 700, home) is None
-    assert len(history) == 0
+    assert history.size == 0
 
 
 def test_history_forgets_after_a_failure_of_that_address() -> None:
@@ -244,7 +244,7 @@ def test_history_is_bounded_and_the_least_recently_used_goes_first() -> None:
     history.won("b", FIRST, 0, home)
     assert history.preferred("a", 0, home) == FIRST
     history.won("c", FIRST, 0, home)
-    assert len(history) == 2
+    assert history.size == 2
     assert history.preferred("b", 0, home) is None
     assert history.preferred("a", 0, home) == FIRST
 

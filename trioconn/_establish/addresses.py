@@ -181,7 +181,9 @@ class History:
         self._max_size = max_size
         self._ttl = ttl
 
-    def __len__(self) -> int:
+    @property
+    def size(self) -> int:
+        """How many keys are remembered. (With ``__len__``, a new history would be false, and ``or`` replace it.)"""
         return len(self._entries)
 
     def preferred(self, key: Hashable, now: float, source: SourceAddress) -> Address | None:
