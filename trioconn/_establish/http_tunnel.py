@@ -44,10 +44,13 @@ class LeftoverStream(trio.abc.Stream):
     Args:
       stream: what was read too far.
       leftover: the bytes that `receive_some` gives first.
+
+    Attributes:
+      wrapped: the stream below.
     """
 
     def __init__(self, stream: trio.abc.Stream, leftover: bytes) -> None:
-        self._stream = stream
+        self.wrapped = stream
         self._now = cast("_Synchronous", stream)
         self._leftover = leftover  # empty when taken or closed: from then on the stream below decides
         self._receiving = False  # whether a task is about to take some of it
@@ -57,7 +60,7 @@ class LeftoverStream(trio.abc.Stream):
         """Why the last `probe` was false; empty while none was."""
         if self._leftover:
             return "stray bytes"
-        reason: str = getattr(self._stream, "probe_reason", "")
+        reason: str = getattr(self.wrapped, "probe_reason", "")
         return reason
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
@@ -73,7 +76,7 @@ class LeftoverStream(trio.abc.Stream):
                 self._receiving = False
             if self._leftover:
                 return self._take(max_bytes)
-        return await self._stream.receive_some(max_bytes)
+        return await self.wrapped.receive_some(max_bytes)
 
     def receive_nowait(self, max_bytes: int = RECEIVE_SIZE) -> bytes | bytearray:
         """Receive what is there, at most `max_bytes`. Raises `trio.WouldBlock` if that is nothing."""
@@ -93,11 +96,11 @@ class LeftoverStream(trio.abc.Stream):
 
     async def send_all(self, data: Buffer) -> None:
         """As the stream below."""
-        await self._stream.send_all(data)
+        await self.wrapped.send_all(data)
 
     async def wait_send_all_might_not_block(self) -> None:
         """As the stream below."""
-        await self._stream.wait_send_all_might_not_block()
+        await self.wrapped.wait_send_all_might_not_block()
 
     def send_nowait(self, data: Buffer) -> int:
         """As the stream below."""
@@ -114,12 +117,12 @@ class LeftoverStream(trio.abc.Stream):
     def close_nowait(self) -> None:
         """Close the stream below at once; the leftover is gone, too."""
         self._leftover = b""
-        cast("_Closable", self._stream).close_nowait()
+        cast("_Closable", self.wrapped).close_nowait()
 
     async def aclose(self) -> None:
         """Close as the stream below does; the leftover is gone, too."""
         self._leftover = b""
-        await self._stream.aclose()
+        await self.wrapped.aclose()
 
 
 class HalfCloseableLeftoverStream(LeftoverStream, trio.abc.HalfCloseableStream):
@@ -127,7 +130,7 @@ class HalfCloseableLeftoverStream(LeftoverStream, trio.abc.HalfCloseableStream):
 
     async def send_eof(self) -> None:
         """As the stream below."""
-        await cast("trio.abc.HalfCloseableStream", self._stream).send_eof()
+        await cast("trio.abc.HalfCloseableStream", self.wrapped).send_eof()
 
 
 class _Closable(Protocol):

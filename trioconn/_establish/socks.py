@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 Resolve: TypeAlias = Callable[[Host], Awaitable[list[str]]]
 """Gives the addresses of a host as text, those first that are to be tried first, policy applied."""
 
+Destination: TypeAlias = "IPv4Address | IPv6Address | bytes"
+"""What is asked for: an address, or a name for the proxy to resolve."""
+
 _LONGEST: Final = 255
 _ADDRESS_LENGTHS: Final = {0x01: 4, 0x04: 16}
 _NAME: Final = 0x03
@@ -72,9 +75,10 @@ async def open_socks(
     """
     try:
         require_socksio()
+        destination = await _destination(step, resolve)
         report_start(report, step)
         try:
-            status = await _converse(stream, step, resolve)
+            status = await _converse(stream, step, destination)
         except ProxyError as exc:
             report_end(report, step, getattr(exc, "status", None), exc)
             raise
@@ -85,8 +89,7 @@ async def open_socks(
         raise
 
 
-async def _converse(stream: trio.abc.Stream, step: SocksStep, resolve: Resolve | None) -> int:
-    destination = await _destination(step, resolve)
+async def _converse(stream: trio.abc.Stream, step: SocksStep, destination: Destination) -> int:
     conversation = _Conversation(stream, step)
     try:
         if step.kind == "socks4a":
@@ -96,8 +99,7 @@ async def _converse(stream: trio.abc.Stream, step: SocksStep, resolve: Resolve |
         raise conversation.failure("broke the connection") from exc
 
 
-async def _destination(step: SocksStep, resolve: Resolve | None) -> IPv4Address | IPv6Address | bytes:
-    """What is asked for: an address, or a name for the proxy to resolve."""
+async def _destination(step: SocksStep, resolve: Resolve | None) -> Destination:
     if step.host.address is not None:
         return step.host.address
     if step.kind != "socks5":
@@ -129,7 +131,7 @@ class _Conversation:
             if step.kind != "socks4a":
                 self._login += (_checked(password, "the password"),)
 
-    async def socks5(self, destination: IPv4Address | IPv6Address | bytes) -> int:
+    async def socks5(self, destination: Destination) -> int:
         from socksio import ProtocolError, socks5
 
         await self._log_in()
@@ -182,7 +184,7 @@ class _Conversation:
             if not socks5.SOCKS5UsernamePasswordReply.loads(await self._ask(request.dumps(), 2)).success:
                 raise self.failure("did not accept the login")
 
-    async def socks4a(self, destination: IPv4Address | IPv6Address | bytes) -> int:
+    async def socks4a(self, destination: Destination) -> int:
         from socksio import ProtocolError, socks4
 
         user = self._login[0] if self._login else b""
