@@ -80,17 +80,30 @@ from ._pool_state import (
     Reason,
     Record,
     Refuse,
-    Ticket,
     W,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
 
-__all__ = ["Abort", "Attempt", "Close", "Counts", "Dial", "Grant", "Order", "Pool", "Reason", "Record", "Refuse"]
+__all__ = [
+    "Abort",
+    "Attempt",
+    "Close",
+    "Counts",
+    "Dial",
+    "Grant",
+    "NOTHING",
+    "Order",
+    "Pool",
+    "Reason",
+    "Record",
+    "Refuse",
+]
 
 Orders: TypeAlias = "Sequence[Order[R, W, C]]"
-_NOTHING: tuple[()] = ()
+NOTHING: tuple[()] = ()
+"""What a fact returns when nothing at all follows from it, so that the shell need not even look at the deadline."""
 
 _TURN_USES = 8
 _TURN_DIALS = 2
@@ -177,6 +190,7 @@ class Pool(Books[R, W, C]):
         ):
             return self._freed(record, now, due if idle_for is None else min(due, now + max(idle_for, 0.0)))
         record.state = IDLE
+        record.ticket = None
         record.idle_since = now
         record.due = due
         record.older = older = home.newest
@@ -186,7 +200,7 @@ class Pool(Books[R, W, C]):
         self._idle[record] = None
         if home.place is not None:
             home.place.idle[record] = None
-        return _NOTHING
+        return NOTHING
 
     # ---- facts -------------------------------------------------------------------------------------------------------
 
@@ -200,13 +214,13 @@ class Pool(Books[R, W, C]):
         self._expire(now, orders)
         record = self.take(route, now)
         if record is not None:
+            record.ticket = self._ticket(now)
             orders.append(Grant(waiter, record))
             return orders if self.unsettled is None else self._settle(now, orders)
         home = self._home(route)
-        self._arrivals += 1
-        self._queue(waiter, home, Ticket(self._arrivals, now))
+        self._queue(waiter, home, self._ticket(now))
         if home.rank is not None and not orders and self.unsettled is None:
-            return _NOTHING  # it was hungry, so it stays where it stands
+            return NOTHING  # it was hungry, so it stays where it stands
         self._changed(home)
         return self._settle(now, orders)
 
@@ -270,16 +284,20 @@ class Pool(Books[R, W, C]):
         if self._closed:
             self._forget(record)
             return (Refuse(waiter),)
-        home = record.home
-        # Its old ticket: it came before all who wait here now, and counts as having waited all the time.
-        ticket = record.ticket
-        if ticket is None:
-            self._arrivals += 1
-            ticket = Ticket(self._arrivals, now)
-        waiters = self._queue(waiter, home, ticket)
-        waiters.move_to_end(waiter, last=False)
+        orders: list[Order[R, W, C]] = []
         self._forget(record)
-        return self._settle(now, [])
+        self._expire(now, orders)
+        other = self.take(record.route, now)
+        # Its old ticket: it came before all who wait here now, and counts as having waited all the time.
+        ticket = record.ticket or self._ticket(now)
+        if other is not None:  # rule 1
+            other.ticket = ticket
+            orders.append(Grant(waiter, other))
+        else:
+            home = self._home(record.route)
+            self._queue(waiter, home, ticket).move_to_end(waiter, last=False)
+            self._changed(home)
+        return self._settle(now, orders)
 
     def expired(self, now: float) -> Orders[R, W, C]:
         """Time passed. Gives an order if and only if `deadline` was not after `now`."""

@@ -66,7 +66,7 @@ class Books(Generic[R, W, C]):
         self._idle = self._total.idle
         # Dues that come before the keep-alive's end, which the order of `_idle` does not show.
         self._early: list[tuple[float, int, Record[R, C]]] = []
-        # When `take` left the rules unsettled: it gives a record, so it cannot give orders.
+        # When `take` left the rules unsettled, or None: it gives a record, so it cannot give orders. The shell reads it.
         self.unsettled: float | None = None
 
         # Only where endpoints are limited:
@@ -150,6 +150,10 @@ class Books(Generic[R, W, C]):
             home = self._homes[route] = Home(route, place)
         return home
 
+    def _ticket(self, now: float) -> Ticket:
+        self._arrivals += 1
+        return Ticket(self._arrivals, now)
+
     def _queue(self, waiter: W, home: Home[R, W, C], ticket: Ticket) -> OrderedDict[W, Ticket]:
         waiters = home.waiters
         if waiters is None:
@@ -180,6 +184,7 @@ class Books(Generic[R, W, C]):
         home: Home[R, W, C] = record.home
         default = now + self._keepalive
         record.state = IDLE
+        record.ticket = None
         record.idle_since = now
         record.due = due = min(due, record.expires)
         record.older = home.newest

@@ -960,17 +960,40 @@ def test_7_a_bounced_waiter_goes_to_the_head_of_its_queue(desk):
     assert d.released("c2") == ["grant w2 c2"]
 
 
+def test_7_a_bounced_waiter_takes_the_next_idle_connection_of_its_route(desk):
+    d = desk(3)
+    d.lease("A", "c1")
+    d.lease("A", "c2")
+    d.released("c1")
+    d.released("c2")
+    assert d.wanted("w", "A") == ["grant w c2"]
+    assert d.bounced("w", "c2") == ["grant w c1"]
+    assert d.bounced("w", "c1") == ["dial A/3"]
+
+
 def test_7_a_bounced_waiter_keeps_its_age(desk):
-    """Rule 4b compares ages: the waiter of B came after the one that bounced."""
+    """It counts as having waited all the time."""
     d = desk(1)
-    d.lease("A", "a0", dial_time=1.0)
+    d.lease("A", "a", dial_time=1.0)
     d.wanted("wa", "A")
+    d.after(2)
+    assert d.released("a") == ["grant wa a"]
     d.wanted("wb", "B")
-    d.released("a0")  # to wa
-    d.use("a0", 0)
-    assert d.bounced("wa", "a0") == ["dial B/1"]  # a slot goes to the route with fewest, hungry longest
-    d.dialed("B/1", "b")
-    assert d.after(3).pool.oldest_wait(d.now) == 3
+    assert d.after(2).bounced("wa", "a") == ["dial B/1"]
+    assert d.pool.oldest_wait(d.now) == 4
+
+
+@pytest.mark.parametrize("queued", [True, False])
+def test_7_its_age_is_its_own_and_not_that_of_an_earlier_lease(desk, queued):
+    d = desk(1)
+    d.lease("A", "a")
+    d.after(2).released("a")
+    if queued:
+        d.wanted("w", "A")
+    else:
+        d.take("A")
+    d.after(1).bounced("w", "a")
+    assert d.pool.oldest_wait(d.now) == (1 if queued else 0)
 
 
 def test_7_a_bounced_connection_frees_its_slot_for_others(desk):
