@@ -18,6 +18,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from .get import add_get, get
 from .terminal import prepare
 
 INTERRUPTED = 130
@@ -25,7 +26,7 @@ USAGE = 2
 
 
 def parser() -> argparse.ArgumentParser:
-    """The parser of the whole command line. The modules of the commands are not imported until one is chosen."""
+    """The parser of the whole command line."""
     top = argparse.ArgumentParser(
         prog="trioconn", description="Connections for trio, seen from the command line.", allow_abbrev=False
     )
@@ -36,6 +37,7 @@ def parser() -> argparse.ArgumentParser:
         description="Starts servers on loopback, uses them, and checks each thing that it says.",
         allow_abbrev=False,
     )
+    add_get(commands.add_parser)
     return top
 
 
@@ -61,4 +63,8 @@ def _run(arguments: argparse.Namespace) -> int:
         from .demo import demo
 
         return demo()
-    raise AssertionError(arguments.command)
+    try:
+        return get(arguments)
+    except ValueError as error:  # InvalidTargetError is one
+        print(f"trioconn {arguments.command}: {error}", file=sys.stderr)
+        return USAGE

@@ -12,7 +12,7 @@ import os
 import socket
 import ssl
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -67,10 +67,10 @@ class Names(Resolver):
 
 
 @asynccontextmanager
-async def servers(authority: trustme.CA) -> AsyncIterator[Servers]:
+async def servers(authority: trustme.CA) -> AsyncGenerator[Servers]:
     """Run them all. Leaving the block ends them."""
     trust = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    authority.configure_trust(trust)
+    authority.configure_trust(trust)  # pyright: ignore[reportUnknownMemberType]  # pyOpenSSL
     with contextlib.ExitStack() as stack:
         right, wrong = _context(authority, *NAMES), _context(authority, "elsewhere.test")
         race, mute = _race_listener(stack)
@@ -99,7 +99,7 @@ async def servers(authority: trustme.CA) -> AsyncIterator[Servers]:
 
 def _context(authority: trustme.CA, *names: str) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert(*names).configure_cert(context)
+    authority.issue_cert(*names).configure_cert(context)  # pyright: ignore[reportUnknownMemberType]  # pyOpenSSL
     return context
 
 
@@ -139,8 +139,7 @@ async def _start(
     listener.setblocking(False)
     listening = trio.SocketListener(trio.socket.from_stdlib_socket(listener))
     await nursery.start(trio.serve_listeners, handler, [listening])
-    name = listener.getsockname()
-    return name[1] if isinstance(name, tuple) else 0
+    return 0 if listener.family == getattr(socket, "AF_UNIX", None) else int(listener.getsockname()[1])
 
 
 async def _serve(context: ssl.SSLContext | None, chattered: trio.Event, plain: trio.SocketStream) -> None:
@@ -156,11 +155,12 @@ async def _serve(context: ssl.SSLContext | None, chattered: trio.Event, plain: t
 
 
 async def _converse(stream: trio.abc.Stream, chattered: trio.Event) -> None:
-    buffer = b""
+    buffer = bytearray()
     while data := await stream.receive_some():
         buffer += data
-        while b"\n" in buffer:
-            line, _, buffer = buffer.partition(b"\n")
+        while (end := buffer.find(b"\n")) >= 0:
+            line = bytes(buffer[:end])
+            del buffer[: end + 1]
             if line == b"slow":
                 await trio.sleep(SLOW)
             await stream.send_all(b"ok " + line + b"\n")
