@@ -156,7 +156,10 @@ class BaseConnector:
     def _opened(self, nursery: trio.Nursery) -> None:
         pass
 
-    async def _closed(self) -> None:
+    def _shut(self) -> None:
+        pass
+
+    async def _close_resolver(self) -> None:
         pass
 
     # ---- for subclasses ----------------------------------------------------------------------------------------------
@@ -181,6 +184,8 @@ class BaseConnector:
 
     # ---- life --------------------------------------------------------------------------------------------------------
 
+    # Protected: an interrupt between the nursery and our hold of it would leave it open.
+    @enable_ki_protection
     async def __aenter__(self) -> Self:
         if self._entered:
             raise RuntimeError("a connector is entered once: make another one")
@@ -188,6 +193,7 @@ class BaseConnector:
         self._opened(await self._shell.enter())
         return self
 
+    @enable_ki_protection
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
@@ -199,7 +205,14 @@ class BaseConnector:
             leaving = interrupted
             raise
         finally:
-            await self._shell.leave(leaving)
+            try:
+                self._shut()
+                await self._shell.leave(leaving)
+            finally:
+                # Where aclose() has not: forcefully, there is no time left.
+                with trio.CancelScope(shield=True) as scope:
+                    scope.cancel()
+                    await self._close_resolver()
             del leaving  # it has this frame in its traceback
 
     async def aclose(self, abort_ssl: bool = False) -> None:
@@ -210,10 +223,9 @@ class BaseConnector:
         everything is closed all the same, at once. It may be called again.
         """
         self._check_run()
-        try:
-            await self._shell.close(polite=not abort_ssl)
-        finally:
-            await self._closed()
+        self._shut()
+        await self._shell.close(polite=not abort_ssl)
+        await self._close_resolver()
 
     def __enter__(self) -> NoReturn:
         raise TypeError("a connector is asynchronous: write `async with connector:`")
