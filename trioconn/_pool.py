@@ -87,13 +87,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
 
 __all__ = [
+    "NOTHING",
     "Abort",
     "Attempt",
     "Close",
     "Counts",
     "Dial",
     "Grant",
-    "NOTHING",
     "Order",
     "Pool",
     "Reason",

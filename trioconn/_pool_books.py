@@ -66,7 +66,7 @@ class Books(Generic[R, W, C]):
         self._idle = self._total.idle
         # Dues that come before the keep-alive's end, which the order of `_idle` does not show.
         self._early: list[tuple[float, int, Record[R, C]]] = []
-        # When `take` left the rules unsettled, or None: it gives a record, so it cannot give orders. The shell reads it.
+        # When `take` left the rules unsettled, or None: it gives a record, so no orders. The shell reads it.
         self.unsettled: float | None = None
 
         # Only where endpoints are limited:
