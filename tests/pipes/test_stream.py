@@ -350,6 +350,35 @@ async def test_empty_write_is_not_the_end(path: str, serve: Serve) -> None:
         assert await stream.receive_some() == b"data"
 
 
+async def test_read_of_nothing_is_not_the_end(make_pair: MakePair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same where the system does pass the nothing on, which Wine does not."""
+    client, server = await make_pair()
+    really_read = trio.lowlevel.readinto_overlapped
+    reads = []
+
+    async def read(handle: int, buffer: bytearray) -> int:
+        reads.append(handle)
+        return 0 if len(reads) == 1 else await really_read(handle, buffer)
+
+    monkeypatch.setattr(trio.lowlevel, "readinto_overlapped", read)
+    await server.send_all(b"data")
+    assert await client.receive_some() == b"data"
+    assert len(reads) == 2
+
+
+async def test_read_of_nothing_and_close_in_one_tick(make_pair: MakePair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then there is no handle left to ask what kind of pipe it is."""
+    client, _ = await make_pair()
+
+    async def read(handle: int, buffer: bytearray) -> int:
+        client.close_nowait()
+        return 0
+
+    monkeypatch.setattr(trio.lowlevel, "readinto_overlapped", read)
+    with pytest.raises(trio.ClosedResourceError):
+        await client.receive_some()
+
+
 async def test_empty_message_is_the_end(path: str, serve: Serve) -> None:
     """On a pipe of messages it is how servers such as Docker's say that no more will come."""
 

@@ -10,7 +10,8 @@ directory=$(cd "${1:?$usage}" && pwd)
 version=${2:?$usage}
 shift 2
 export WINEPREFIX=$directory/prefix WINEDEBUG=${WINEDEBUG:--all} WINEDLLOVERRIDES="mscoree=;mshtml="
-export PYTHONDONTWRITEBYTECODE=1 PYTHONUTF8=1
+unset PYTHONDONTWRITEBYTECODE  # what is compiled for Windows lies beside its Python, out of the way of the project
+export PYTHONUTF8=1 PYTHONPYCACHEPREFIX="Z:$directory/pycache"
 
 # Wine's service processes inherit the streams of whoever starts them and outlive him by seconds, so that a reader of
 # our output would wait for them: they are started first, without our streams.
