@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import ssl
+import struct
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -373,3 +374,53 @@ async def test_nothing_leaks_on_sockets(
                 await open_tunnel(client, make_step(), tls_follows=True)
             assert client.fileno() == -1
         await trio.testing.wait_all_tasks_blocked(0.01)
+
+
+async def test_reset_in_the_middle_of_a_refusals_body() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = SocketStream(socket.create_connection(listener.getsockname()))
+        peer, _ = listener.accept()
+    peer.sendall(b"HTTP/1.1 503 Busy\r\nContent-Length: 100\r\n\r\nhello")
+
+    async def reset() -> None:
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        peer.close()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(reset)
+        with pytest.raises(ProxyRefusedError) as caught:
+            await open_tunnel(client, make_step(), tls_follows=True)
+    assert (caught.value.status, caught.value.body) == (503, b"hello")
+    assert client.fileno() == -1
+
+
+class OneWayToClose(trio.abc.Stream):
+    """A stream without send_eof, as TLS streams are."""
+
+    def __init__(self, below: trio.abc.Stream) -> None:
+        self.below = below
+
+    async def send_all(self, data: Any) -> None:
+        await self.below.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self.below.wait_send_all_might_not_block()
+
+    async def receive_some(self, max_bytes: int | None = None) -> Any:
+        return await self.below.receive_some(max_bytes)
+
+    async def aclose(self) -> None:
+        await self.below.aclose()
+
+
+async def test_leftover_stream_can_no_more_than_the_stream_below(meet: Meet) -> None:
+    async def step(stream: trio.abc.Stream) -> trio.abc.Stream:
+        return await open_tunnel(OneWayToClose(stream), make_step(), tls_follows=False)
+
+    meeting = await meet(step, answering(b"HTTP/1.1 200 OK\r\n\r\nhello"))
+    assert type(meeting.stream) is LeftoverStream
+    assert not isinstance(meeting.stream, trio.abc.HalfCloseableStream)
+    assert meeting.stream.probe_reason == "stray bytes"
+    assert await meeting.stream.receive_some() == b"hello"
+    assert meeting.stream.probe_reason == ""  # a stream below without a word for it

@@ -248,6 +248,12 @@ def test_tls_options_without_tls_are_refused(scheme: str, options: dict[str, obj
         Proxy(f"{scheme}://proxy.test", **options)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("url", [None, b"http://proxy.test", 80])
+def test_url_of_another_type_is_a_type_error(url: object) -> None:
+    with pytest.raises(TypeError, match="URL of a proxy"):
+        Proxy(url)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("value", [None, 0, 1, "", "false"])
 def test_ssl_of_another_type_is_a_type_error(value: object) -> None:
     with pytest.raises(TypeError, match="ssl of a proxy"):

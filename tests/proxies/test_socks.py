@@ -356,3 +356,11 @@ async def test_missing_extra_is_named(meet: Meet, monkeypatch: pytest.MonkeyPatc
         await meet(step, dialogue())
     with pytest.raises(trio.ClosedResourceError):
         await lower[0].receive_some()
+
+
+async def test_socks4a_is_not_asked_for_ipv6(meet: Meet) -> None:
+    asked: list[bytes] = []
+    step = SocksStep("socks4a", parse_host("::1"), 443, None, 0)
+    with pytest.RaisesGroup(pytest.RaisesExc(InvalidTargetError, match="socks5h")):
+        await meet(partial(open_socks, step=step), dialogue((b"\x04", b""), asked=asked))
+    assert asked == []
