@@ -336,10 +336,26 @@ async def test_over_foreign_transports(authority) -> None:
     assert await tls.receive_some(1) == b"a"
     assert not tls.probe()  # what has been received is known
     tls.close_nowait()
-    await ours.send_all(b"still open")
-    await tls.aclose()
+    tls.close_nowait()
+    await trio.testing.wait_all_tasks_blocked()
     with pytest.raises(trio.ClosedResourceError):
         await ours.send_all(b"x")
+    await tls.aclose()
+
+
+async def test_a_foreign_transport_that_fails_to_close(authority, caplog) -> None:
+    class Odd(trio.abc.Stream):
+        async def send_all(self, data: bytes) -> None:
+            raise AssertionError
+
+        wait_send_all_might_not_block = receive_some = send_all
+
+        async def aclose(self) -> None:
+            raise OSError("odd")
+
+    TLSStream(Odd(), authority.client(), server_hostname="a.test").close_nowait()
+    await trio.testing.wait_all_tasks_blocked()
+    assert "failed" in caplog.text
 
 
 # TLS in TLS
@@ -577,6 +593,44 @@ async def test_graceful_close_beside_a_receiver(authority, nursery) -> None:
 
     with trio.fail_after(5):
         await tls.aclose_gracefully(100)
+
+
+async def test_graceful_close_beside_a_receiver_on_a_mute_peer(authority, nursery, autojump_clock) -> None:
+    """Both wait for the same bytes; the closer does not take the receiver's turn, nor give up for it."""
+    left, right = trio.testing.memory_stream_pair()
+    tls = TLSStream(left, authority.client(), server_hostname="a.test")
+    peer = TLSStream(right, authority.server(), server_side=True)
+    async with trio.open_nursery() as shaking:
+        shaking.start_soon(tls.do_handshake)
+        shaking.start_soon(peer.do_handshake)
+
+    @nursery.start_soon
+    async def receive() -> None:
+        with pytest.raises(trio.ClosedResourceError):
+            await tls.receive_some()
+
+    await trio.testing.wait_all_tasks_blocked()
+    started = trio.current_time()
+    await tls.aclose_gracefully(2)
+    assert trio.current_time() - started == 2
+
+
+async def test_a_receive_that_was_cancelled_while_it_had_to_send(authority, autojump_clock) -> None:
+    """Of what it was sending, nobody knows how much has gone out."""
+    left, right = trio.testing.lockstep_stream_pair()
+    tls = TLSStream(left, authority.client(), server_hostname="a.test")
+    peer = TLSStream(right, authority.server(), server_side=True)
+    async with trio.open_nursery() as shaking:
+        shaking.start_soon(tls.do_handshake)
+        shaking.start_soon(peer.do_handshake)
+    tls._engine.object.write(b"as a renegotiation would")
+    with trio.move_on_after(1) as scope:
+        await tls.receive_some()
+    assert scope.cancelled_caught
+    with pytest.raises(trio.BrokenResourceError):
+        await tls.receive_some()
+    await trio.aclose_forcefully(tls)
+    await trio.aclose_forcefully(peer)
 
 
 async def test_graceful_close_where_there_is_nobody(authority) -> None:

@@ -18,7 +18,7 @@ import trio.testing
 
 from trioconn import events
 from trioconn._errors import CertificateError, FingerprintMismatchError, InvalidTargetError, TLSError
-from trioconn._establish import tls_context
+from trioconn._establish import tls_context, tls_step
 from trioconn._establish.sockets import SocketStream
 from trioconn._establish.tls import TLSStream
 from trioconn._establish.tls_sessions import LONGEST, SessionStore
@@ -436,6 +436,20 @@ async def test_pinned_steps_never_resume(authority, serve, version) -> None:
     assert not any(server.resumed)
 
 
+@pytest.mark.security(84)
+async def test_a_remembered_certificate_satisfies_no_pin(authority, serve) -> None:
+    """It cannot come to that, since no session is offered; were one offered, the pin would still refuse."""
+    server, sessions = serve(authority.server()), SessionStore()
+    step = step_for(authority.client())
+    await visit(server, step, sessions)
+    tls = await shake(server, step, sessions=sessions)
+    assert tls.session_reused
+    digest = hashlib.sha256(tls.getpeercert(binary_form=True)).digest()
+    with pytest.raises(FingerprintMismatchError):
+        tls_step._check_pin(tls, replace(step, pin=digest), "a.test:443")
+    tls.close_nowait()
+
+
 # Sessions
 
 
@@ -607,6 +621,8 @@ def no_contexts(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bool, tuple[str, 
 
     def counted(verified: bool, alpn: tuple[str, ...]) -> ssl.SSLContext:
         made.append((verified, alpn))
+        default = trio.from_thread.run_sync(trio.to_thread.current_default_thread_limiter)
+        assert default.borrowed_tokens == 0
         return make(verified, alpn)
 
     monkeypatch.setattr(tls_context, "_make", counted)
@@ -631,7 +647,6 @@ async def test_default_contexts_are_made_once(no_contexts) -> None:
     assert sorted(no_contexts) == sorted((step.trust.verified, step.alpn) for step in steps)
     assert [len(contexts) for contexts in got.values()] == [1, 1, 1, 1]
     assert len(set.union(*got.values())) == 4
-    assert trio.to_thread.current_default_thread_limiter().borrowed_tokens == 0
     for step, (context,) in got.items():
         assert context.check_hostname is step.trust.verified
         assert context.verify_mode is (ssl.CERT_REQUIRED if step.trust.verified else ssl.CERT_NONE)

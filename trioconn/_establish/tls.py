@@ -28,6 +28,7 @@ a name, where Python would accept any host that some authority vouches for.
 
 from __future__ import annotations
 
+import logging
 import operator
 import ssl
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NoReturn, TypeVar, overload
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     Buffer = bytes | bytearray | memoryview
+
+logger = logging.getLogger("trioconn")
 
 MOST_IDLE_BYTES: Final = 65536
 """How much a peer may send between two uses of a connection without sending data: two tickets take half a KiB."""
@@ -119,6 +122,7 @@ class TLSStream(trio.abc.Stream, Generic[StreamT]):
         self._flushed = trio.lowlevel.ParkingLot()
         self._filling = False
         self._filled = trio.lowlevel.ParkingLot()
+        self._disowned = False  # a foreign transport was left to a system task
         self._idle_bytes = 0  # received by probes since the last use
 
     def __repr__(self) -> str:
@@ -268,9 +272,8 @@ class TLSStream(trio.abc.Stream, Generic[StreamT]):
             self._filled.unpark_all()
 
     async def _drive(self, operation: Callable[[], object]) -> None:
-        """Try `operation` until it succeeds, moving bytes as it needs. At least one checkpoint."""
+        """Try `operation` until it succeeds, moving bytes as it needs: handshakes and farewells always need some."""
         await checkpoint_if_cancelled()
-        waited = False
         done = False
         while not done:
             try:
@@ -284,11 +287,6 @@ class TLSStream(trio.abc.Stream, Generic[StreamT]):
                 await self._flush()
             elif not done:
                 await self._fill()
-            else:
-                break
-            waited = True
-        if not waited:
-            await cancel_shielded_checkpoint()
 
     async def do_handshake(self) -> None:
         """Make the handshake, or wait for the task that makes it. Cancelled or failed, the stream is broken.
@@ -679,9 +677,11 @@ class TLSStream(trio.abc.Stream, Generic[StreamT]):
     def close_nowait(self) -> None:
         """Close at once, after one attempt at saying close_notify without waiting. May be repeated.
 
-        Nothing is said if a task is in the middle of sending. A foreign transport has no way of sending without
-        waiting, and only that of a `trio.SocketStream` can be closed without: others stay open until `aclose`, which is
-        then forceful.
+        Nothing is said if a task is in the middle of sending, or over a foreign transport, which has no way of sending
+        without waiting. Of these only a `trio.SocketStream` can be closed without waiting, too: others are closed,
+        forcefully, by a system task, when the scheduler comes round to it.
+
+        Must be called inside the trio run.
         """
         state, self._state = self._state, _CLOSED
         try:
@@ -689,10 +689,14 @@ class TLSStream(trio.abc.Stream, Generic[StreamT]):
                 self._engine.say_goodbye()
                 self._try_to_send(self._lower)
         finally:
+            transport = self._transport()
             if self._lower is not None:
                 self._lower.close_nowait()
-            elif isinstance(transport := self._transport(), trio.SocketStream):
+            elif isinstance(transport, trio.SocketStream):
                 transport.socket.close()
+            elif transport is not None and not self._disowned:
+                self._disowned = True
+                trio.lowlevel.spawn_system_task(_close_foreign, transport)
 
     def fileno(self) -> int:
         """The number of the socket at the bottom; -1 when closed, or where none is known."""
@@ -700,3 +704,11 @@ class TLSStream(trio.abc.Stream, Generic[StreamT]):
             return self._lower.fileno()
         transport = self._transport()
         return transport.socket.fileno() if isinstance(transport, trio.SocketStream) else -1
+
+
+async def _close_foreign(transport: trio.abc.Stream) -> None:
+    """Close a transport in a task that nobody waits for, and whose error would end the trio run."""
+    try:
+        await trio.aclose_forcefully(transport)
+    except Exception:
+        logger.exception("closing %r failed", transport)

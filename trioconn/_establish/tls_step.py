@@ -17,7 +17,7 @@ import trio
 
 from .. import events
 from .._errors import CertificateError, FingerprintMismatchError, InvalidTargetError, TLSError
-from .._route import TARGET, Fingerprint, Route, TLSStep
+from .._route import Fingerprint, TLSStep
 from .sockets import SynchronousStream
 from .tls import TLSStream
 from .tls_context import context_for
@@ -117,22 +117,6 @@ def _report_success(tls: TLSStream[trio.abc.Stream], step: TLSStep, report: even
         resumed=tls.session_reused,
         certificate=tls.getpeercert(binary_form=True),
     )
-
-
-async def start_tls(stream: trio.abc.Stream, route: Route) -> TLSStream[trio.abc.Stream]:
-    """Make the TLS handshake that `route` asks for with its target, for a connector's own ``create_stream``.
-
-    The stream is owned by this call: it is in the result, or closed, also when cancelled. Sessions are not resumed.
-
-    Raises:
-      InvalidTargetError: `route` has no TLS to its target, or its context was changed.
-      TLSError: the handshake failed; `CertificateError` and `FingerprintMismatchError` tell what was wrong.
-    """
-    for step in route.steps:
-        if isinstance(step, TLSStep) and step.hop == TARGET:
-            return await handshake(stream, step, sessions=None, key=None, report=None, host_shown=str(route))
-    await close_forcefully(stream)
-    raise InvalidTargetError(f"{route} has no TLS to its target")
 
 
 async def close_forcefully(stream: trio.abc.Stream) -> None:
