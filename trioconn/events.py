@@ -153,35 +153,39 @@ class AttemptDenied(DialEvent):
 
 
 @dataclass(slots=True, kw_only=True)
-class TunnelStarted(DialEvent):
-    """Proxy ``hop`` is asked for a tunnel to ``target`` (host and port)."""
+class HopEvent(DialEvent):
+    """The base of what happens with one hop, a proxy or the target, within the attempt of that index."""
 
     hop: int
+    attempt: int = 0
+
+
+@dataclass(slots=True, kw_only=True)
+class TunnelStarted(HopEvent):
+    """Proxy ``hop`` is asked for a tunnel to ``target`` (host and port)."""
+
     target: str
 
 
 @dataclass(slots=True, kw_only=True)
-class TunnelFinished(DialEvent):
+class TunnelFinished(HopEvent):
     """The tunnel stands, or the proxy refused: its ``status`` and the error."""
 
-    hop: int
     status: int | None = None
     error: BaseException | None = None
 
 
 @dataclass(slots=True, kw_only=True)
-class TLSStarted(DialEvent):
+class TLSStarted(HopEvent):
     """A handshake begins with proxy ``hop`` or the target (-1)."""
 
-    hop: int
     server_name: str | None
 
 
 @dataclass(slots=True, kw_only=True)
-class TLSFinished(DialEvent):
+class TLSFinished(HopEvent):
     """The handshake ended. On success ``version``, ``cipher``, ``alpn``, ``resumed`` and the leaf (DER) are known."""
 
-    hop: int
     version: str | None = None
     cipher: str | None = None
     alpn: str | None = None

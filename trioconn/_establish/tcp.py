@@ -80,6 +80,11 @@ class Progress(Protocol):
       stage: what it has finished, for observers; None: nothing that would interest them.
     """
 
+    @property
+    def index(self) -> int:
+        """The number of the attempt in its race."""
+        ...
+
     def __call__(self, stage: Stage | None = None) -> None: ...
 
 
@@ -107,6 +112,17 @@ def source_address(address: Address) -> IPAddress | None:
         probe.connect(address.sockaddr)
         return ip_address(probe.getsockname()[0].partition("%")[0])
     return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Progress:
+    """The `Progress` of one attempt."""
+
+    index: int
+    tell: Callable[[Stage | None], None]
+
+    def __call__(self, stage: Stage | None = None) -> None:
+        self.tell(stage)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -294,7 +310,7 @@ class _FirstHop(Generic[R]):
     async def _attempt(self, address: Address, me: Attempt) -> R:
         self._tell(events.AttemptStarted, me, address=address.sockaddr)
         try:
-            return await self._finish(await self._open(address, me), partial(self._progressed, me))
+            return await self._finish(await self._open(address, me), _Progress(me.index, partial(self._progressed, me)))
         except OSError as error:
             self._options.history.failed(self._history_key, address)
             self._ended.add(me.index)
