@@ -286,7 +286,7 @@ async def test_a_mute_peer_and_a_cancellation(serve, authority, autojump_clock) 
         gc.enable()
 
 
-@pytest.mark.case("trio#819")
+@pytest.mark.case("trio#809")
 async def test_cancelled_at_every_checkpoint(serve, authority) -> None:
     server = serve(authority.server())
     step = step_for(authority.client())
