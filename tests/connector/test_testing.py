@@ -92,7 +92,7 @@ async def test_a_script_is_followed_in_order(autojump_clock: trio.testing.MockCl
         with pytest.raises(ValueError, match="third") as caught:
             await connector.connect("tcp://c.test:1")
         assert caught.value is not error
-        with pytest.raises(AssertionError, match="dial number 4.*one more"):
+        with pytest.raises(AssertionError, match=r"dial number 4.*one more"):
             await connector.connect("tcp://d.test:1")
         assert connector.dials == 4 and [route.host for route in connector.routes] == [
             *("a.test", "b.test", "c.test", "d.test")

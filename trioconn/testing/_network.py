@@ -93,7 +93,7 @@ class FakeResolver(Resolver):
           error: raised instead of an answer.
           ttl: seconds, of every address.
         """
-        families: tuple[int, ...] = (0, socket.AF_INET, socket.AF_INET6)
+        families: list[int] = [0, socket.AF_INET, socket.AF_INET6]
         delays = after if isinstance(after, Mapping) else dict.fromkeys(families, after)
         self._hosts[host] = (list(addresses), delays, error, ttl)
 
