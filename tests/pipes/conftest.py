@@ -28,6 +28,7 @@ if sys.platform == "win32":
 
     kernel32 = ctypes.WinDLL("kernel32", use_last_error=True)
     kernel32.DisconnectNamedPipe.argtypes = [ctypes.c_void_p]
+    kernel32.FlushFileBuffers.argtypes = [ctypes.c_void_p]
 
 DUPLEX, OUTBOUND, OVERLAPPED = 3, 2, 0x40000000
 MESSAGES, UNLIMITED = 4, 255
@@ -88,6 +89,7 @@ class ThreadedPipeServer:
                     self.accepted += 1
                 with contextlib.suppress(OSError):
                     self._handler(handle)
+                    kernel32.FlushFileBuffers(handle)  # disconnecting throws away what the client has not read
             kernel32.DisconnectNamedPipe(handle)
         _winapi.CloseHandle(handle)
 

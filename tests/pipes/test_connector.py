@@ -80,7 +80,9 @@ async def get(connector: trioconn.BaseConnector, target: str = "http://engine/in
         await connection.stream.send_all(b"GET /info HTTP/1.1\r\nHost: engine\r\n\r\n")
         received = b""
         while len(received) < len(RESPONSE):
-            received += await connection.stream.receive_some()
+            part = await connection.stream.receive_some()
+            assert part
+            received += part
         assert received == RESPONSE
         connection.release()
         return connection.reused
@@ -131,7 +133,9 @@ async def test_tls_inside(path: str, serve: Serve, scheme: str, server_ssl: Any,
                     nursery.start_soon(connection.stream.send_all, data)
                     received = b""
                     while len(received) < len(data):
-                        received += await connection.stream.receive_some()
+                        part = await connection.stream.receive_some()
+                        assert part
+                        received += part
                 assert received == data
                 connection.release()
 
