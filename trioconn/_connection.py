@@ -27,6 +27,7 @@ from types import CodeType, CoroutineType, MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeAlias, cast, final
 
 import trio
+from trio.lowlevel import enable_ki_protection
 
 if TYPE_CHECKING:
     from ._pool import Record
@@ -259,6 +260,8 @@ class Connection:
             self._callbacks = []
         self._callbacks.append(f)
 
+    # Protected, as all that ends a lease: an interrupt between taking the record and giving it back would lose it.
+    @enable_ki_protection
     def release(self, *, idle_for: float | None = None) -> None:
         """Give the connection back: the stream is at a clean boundary and may serve somebody else.
 
@@ -287,6 +290,7 @@ class Connection:
         """Close the connection now. TLS says its close_notify if that can be written at once. May be called again."""
         self._close("not released")
 
+    @enable_ki_protection
     async def aclose(self) -> None:
         """Close the connection. TLS says close_notify and waits at most ``ssl_shutdown_timeout`` for the answer.
 
@@ -304,6 +308,7 @@ class Connection:
     async def __aenter__(self) -> Connection:
         return self
 
+    @enable_ki_protection
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
@@ -314,6 +319,7 @@ class Connection:
         else:
             self._close("cancelled" if issubclass(kind, trio.Cancelled) else "error")
 
+    @enable_ki_protection
     def _close(self, reason: str) -> None:
         record = self._end()
         if record is not None:

@@ -293,6 +293,8 @@ class Shell:
             raise
         finally:
             waiter.error = None  # it holds this frame, which holds the waiter
+            if not self.pool.waiting:
+                self._unplan_warning()
             if self.audience.active:
                 self._queue_ended(waiter, outcome)
 
@@ -303,7 +305,10 @@ class Shell:
         held = record.connection
         now = trio.current_time()
         fresh = now < record.expires
-        if fresh and held.probe() and (self._judge is None or self._judge(held.raw)):
+        # Nobody has used a new one, so what lies in it is meant for its first user: a greeting, or that the server is
+        # busy. To bounce it would be to dial again and again, for as long as the peer speaks or closes first.
+        new = record.uses == 1
+        if new or (fresh and held.probe() and (self._judge is None or self._judge(held.raw))):
             held.leased_at = now
             self.reused += record.uses > 1
             return record
@@ -613,6 +618,15 @@ class Shell:
     def _plan_warning(self, now: float) -> None:
         if self._warn_at == math.inf and self.habits.connect_timeout is not None and self.pool.waiting:
             self._warn_at = now + self.habits.connect_timeout
+            self._arm()
+
+    def _unplan_warning(self) -> None:
+        # Nobody waits. Left where it is, it would make the clock of a test run on to a moment at which nothing happens.
+        planned, self._warn_at = self._warn_at, math.inf
+        if planned <= self._armed < math.inf:
+            self._armed = math.inf
+            if self._alarm is not None:
+                self._alarm.deadline = math.inf
             self._arm()
 
     def _warn_if_starving(self, now: float) -> None:
