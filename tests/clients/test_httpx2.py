@@ -1,0 +1,786 @@
+"""httpx2's client on our pool: reuse, timeouts, streaming, upgrades, proxies, TLS, and what goes wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import random
+import ssl
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+
+import trioconn
+
+httpx2 = pytest.importorskip("httpx2")
+transports = pytest.importorskip("trioconn.httpx2")
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    Servers = Callable[..., Any]
+
+NO_TIMEOUT = httpx2.Timeout(None)
+
+
+def client(connector: trioconn.BaseConnector | None = None, **options: Any) -> httpx2.AsyncClient:
+    timeout = options.pop("timeout", 5.0)
+    return httpx2.AsyncClient(transport=transports.Transport(connector, **options), timeout=timeout, trust_env=False)
+
+
+def connector_of(http: httpx2.AsyncClient) -> trioconn.BaseConnector:
+    return http._transport.connector
+
+
+# ---- whose connector it is -------------------------------------------------------------------------------------------
+
+
+async def test_own_connector_lives_as_long_as_the_client(http_server: Servers, no_fd_leak: None) -> None:
+    async with http_server() as server:
+        async with client() as http:
+            response = await http.get(server.url)
+            assert (response.status_code, response.text) == (200, "hello")
+            own = connector_of(http)
+            assert not own.closed
+        assert own.closed
+        assert own.statistics().open == 0
+        await trio.testing.wait_all_tasks_blocked()
+        assert server.open == 0
+
+
+async def test_own_connector_needs_the_client_to_be_entered(http_server: Servers) -> None:
+    async with http_server() as server:
+        http = client()
+        with pytest.raises(RuntimeError, match="async with"):
+            await http.get(server.url)
+        await http.aclose()
+
+
+async def test_borrowed_connector_works_without_async_with_and_stays_open(http_server: Servers) -> None:
+    async with http_server() as server, trioconn.TCPConnector() as connector:
+        http = client(connector)
+        assert (await http.get(server.url)).text == "hello"
+        await http.aclose()
+        assert not connector.closed
+        async with client(connector) as other:
+            assert (await other.get(server.url)).text == "hello"
+        assert not connector.closed
+        assert server.connections == 1
+
+
+def test_a_connector_and_options_exclude_each_other() -> None:
+    with pytest.raises(TypeError, match="options"):
+        transports.Transport(trioconn.TCPConnector(), limit=3)
+
+
+async def test_several_transports_of_one_client_are_left_in_the_order_in_which_they_were_entered(
+    http_server: Servers,
+) -> None:
+    """httpx2 leaves its transports first in, first out: with a nursery for each in the caller's task, trio breaks."""
+    async with http_server() as server:
+        mounted = transports.Transport()
+        async with httpx2.AsyncClient(transport=transports.Transport(), mounts={server.url: mounted}) as http:
+            assert (await http.get(server.url)).text == "hello"
+        assert mounted.connector.closed
+
+
+async def test_client_used_in_one_task_and_closed_in_another(http_server: Servers) -> None:
+    async with http_server() as server:
+        http = client()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(http.__aenter__)
+        assert (await http.get(server.url)).text == "hello"
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(http.aclose)
+        assert connector_of(http).closed
+
+
+def test_run_that_forgets_its_client_ends_all_the_same(no_fd_leak: None) -> None:
+    http = client()
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(serve_hello)
+            await http.__aenter__()
+            assert (await http.get(f"http://127.0.0.1:{port}")).text == "hello"
+            nursery.cancel_scope.cancel()
+
+    port = 0
+
+    async def serve_hello(task_status: Any) -> None:
+        nonlocal port
+        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        port = listeners[0].socket.getsockname()[1]
+
+        async def answer(stream: trio.SocketStream) -> None:
+            while await stream.receive_some():
+                await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello")
+
+        await trio.serve_listeners(answer, listeners, task_status=task_status)
+
+    trio.run(main)
+    assert connector_of(http).closed
+
+
+async def test_cancelled_leaving_closes_everything(http_server: Servers, no_fd_leak: None) -> None:
+    async with http_server() as server:
+        with trio.CancelScope() as scope:
+            async with client() as http:
+                await http.get(server.url)
+                scope.cancel()
+        assert scope.cancelled_caught or connector_of(http).closed
+        assert connector_of(http).closed
+
+
+# ---- reuse -----------------------------------------------------------------------------------------------------------
+
+
+async def test_connection_is_reused_after_a_clean_end(http_server: Servers) -> None:
+    async with http_server() as server, client() as http:
+        for _ in range(5):
+            assert (await http.get(server.url)).text == "hello"
+        assert server.connections == 1
+        statistics = connector_of(http).statistics()
+        assert (statistics.leased, statistics.idle) == (0, 1)
+
+
+@pytest.mark.security(57)
+@pytest.mark.case("aiohttp#13656")
+@pytest.mark.parametrize("when", ["same segment", "after release"])
+async def test_second_response_for_one_request_reaches_nobody(http_server: Servers, small: bytes, when: str) -> None:
+    poison = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison"
+    go = trio.Event()
+
+    async def answer(peer: Any) -> None:
+        await peer.request()
+        if when == "same segment":
+            await peer.send(small + poison)
+        else:
+            await peer.send(small)
+            await go.wait()
+            await peer.send(poison)
+        await peer.read_all()
+
+    async with http_server(answer) as server, client() as http:
+        for number in range(1, 4):
+            assert (await http.get(server.url)).text == "hello"
+            go.set()
+            await trio.testing.wait_all_tasks_blocked()
+            go = trio.Event()
+            assert server.connections == number
+        assert connector_of(http).statistics().closed["stray bytes" if when != "same segment" else "not released"]
+
+
+@pytest.mark.parametrize("how", ["abandoned", "half-read", "raised", "cancelled"])
+@pytest.mark.security(61)
+@pytest.mark.security(90)
+async def test_what_was_not_read_to_its_end_is_closed(http_server: Servers, how: str) -> None:
+    async def answer(peer: Any) -> None:
+        await peer.request()
+        await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello")
+        await peer.read_all()
+
+    async with http_server(answer) as server, client(limit=1) as http:
+        with trio.CancelScope() as scope:
+            try:
+                async with http.stream("GET", server.url) as response:
+                    if how == "half-read":
+                        async with contextlib.aclosing(response.aiter_raw()) as chunks:
+                            assert await anext(chunks) == b"hello"
+                    elif how == "raised":
+                        raise KeyError
+                    elif how == "cancelled":
+                        scope.cancel()
+                        await response.aread()
+            except KeyError:
+                pass
+        assert connector_of(http).statistics().open == 0
+        async with http.stream("GET", server.url) as response:  # and the only slot is free
+            assert response.status_code == 200
+        assert server.connections == 2
+
+
+async def test_response_without_a_body_need_not_be_read(http_server: Servers) -> None:
+    async def answer(peer: Any) -> None:
+        while await peer.request() is not None:
+            await peer.send(b"HTTP/1.1 204 No Content\r\n\r\n")
+
+    async with http_server(answer) as server, client() as http:
+        for _ in range(3):
+            async with http.stream("GET", server.url) as response:
+                assert response.status_code == 204
+        assert server.connections == 1
+
+
+@pytest.mark.parametrize("header", [b"Connection: close\r\n", b""])
+async def test_connection_that_the_server_ends_is_not_reused(http_server: Servers, header: bytes) -> None:
+    async def answer(peer: Any) -> None:
+        await peer.request()
+        await peer.send(b"HTTP/1.%d 200 OK\r\nContent-Length: 5\r\n%s\r\nhello" % (1 if header else 0, header))
+        await peer.read_all()
+
+    async with http_server(answer) as server, client() as http:
+        for number in (1, 2):
+            response = await http.get(server.url)
+            assert response.text == "hello"
+            assert response.http_version == ("HTTP/1.1" if header else "HTTP/1.0")
+            assert connector_of(http).statistics().open == 0
+            assert server.connections == number
+
+
+async def test_keep_alive_of_the_server_shortens_ours(http_server: Servers, autojump_clock: Any) -> None:
+    async def answer(peer: Any) -> None:
+        while await peer.request() is not None:
+            await peer.send(b"HTTP/1.1 200 OK\r\nKeep-Alive: timeout=5, max=9\r\nContent-Length: 5\r\n\r\nhello")
+
+    async with http_server(answer) as server, client(timeout=None) as http:
+        await http.get(server.url)
+        await trio.sleep(3.9)
+        assert connector_of(http).statistics().idle == 1
+        await trio.sleep(0.2)
+        assert connector_of(http).statistics().idle == 0
+
+
+@pytest.mark.case("hyper#2136")
+@pytest.mark.parametrize(
+    ("method", "body", "repeated"),
+    [("GET", None, True), ("PUT", b"x", True), ("POST", b"x", False), ("PUT", "stream", False)],
+)
+async def test_request_on_a_connection_that_just_ended_is_repeated_if_that_is_safe(
+    http_server: Servers, method: str, body: Any, repeated: bool
+) -> None:
+    async def answer(peer: Any) -> None:
+        await peer.request()
+        await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello")
+        if peer.number == 1:
+            await peer.head()  # read one more request, and say nothing
+        else:
+            await peer.read_all()
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield b"x"
+
+    async with http_server(answer) as server, client() as http:
+        await http.get(server.url)
+        content = chunks() if body == "stream" else body
+        if repeated:
+            assert (await http.request(method, server.url, content=content)).text == "hello"
+            assert server.connections == 2
+        else:
+            with pytest.raises(httpx2.RemoteProtocolError, match="disconnected"):
+                await http.request(method, server.url, content=content)
+            assert server.connections == 1
+        assert len(server.requests) == 2 + repeated
+
+
+async def test_fresh_connection_that_ends_is_an_error(http_server: Servers) -> None:
+    async def answer(peer: Any) -> None:
+        await peer.request()
+
+    async with http_server(answer) as server, client() as http:
+        with pytest.raises(httpx2.RemoteProtocolError, match="disconnected"):
+            await http.get(server.url)
+        assert server.connections == 1
+
+
+# ---- timeouts --------------------------------------------------------------------------------------------------------
+
+
+async def mute(peer: Any) -> None:
+    await peer.read_all()
+
+
+async def test_read_timeout(http_server: Servers, autojump_clock: Any) -> None:
+    async with http_server(mute) as server, client(timeout=httpx2.Timeout(None, read=3)) as http:
+        began = trio.current_time()
+        with pytest.raises(httpx2.ReadTimeout) as caught:
+            await http.get(server.url)
+        assert trio.current_time() - began == pytest.approx(3)
+        assert caught.value.request.url == server.url
+        assert connector_of(http).statistics().open == 0
+
+
+async def test_read_timeout_in_the_body(http_server: Servers, autojump_clock: Any) -> None:
+    async def answer(peer: Any) -> None:
+        await peer.request()
+        await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello")
+        await peer.read_all()
+
+    async with http_server(answer) as server, client(timeout=httpx2.Timeout(None, read=3)) as http:
+        with pytest.raises(httpx2.ReadTimeout):
+            await http.get(server.url)
+        assert connector_of(http).statistics().open == 0
+
+
+async def test_write_timeout(http_server: Servers, autojump_clock: Any) -> None:
+    async def answer(peer: Any) -> None:
+        await trio.sleep_forever()
+
+    async with http_server(answer) as server, client(timeout=httpx2.Timeout(None, write=2)) as http:
+        with pytest.raises(httpx2.WriteTimeout):
+            await http.post(server.url, content=bytes(30_000_000))
+        assert connector_of(http).statistics().open == 0
+
+
+class SlowConnector(trioconn.BaseConnector):
+    """Dials for as long as it is told."""
+
+    seconds = 10.0
+
+    async def create_stream(self, route: trioconn.Route) -> trio.abc.Stream:
+        await trio.sleep(self.seconds)
+        return await trio.open_tcp_stream(route.host or "", route.port or 0)
+
+
+@pytest.mark.parametrize("pool", [None, 1, 20])
+async def test_connect_timeout(autojump_clock: Any, pool: float | None) -> None:
+    async with SlowConnector(connect_timeout=None) as connector:
+        http = client(connector, timeout=httpx2.Timeout(None, connect=4, pool=pool))
+        began = trio.current_time()
+        with pytest.raises(httpx2.ConnectTimeout):
+            await http.get("http://127.0.0.1:9")
+        assert trio.current_time() - began == pytest.approx(4)
+
+
+async def test_pool_timeout(http_server: Servers, autojump_clock: Any) -> None:
+    async with http_server(mute) as server, client(limit=1, timeout=httpx2.Timeout(None, connect=9, pool=4)) as http:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(http.get, server.url)
+            await trio.sleep(1)
+            began = trio.current_time()
+            with pytest.raises(httpx2.PoolTimeout):
+                await http.get(server.url)
+            assert trio.current_time() - began == pytest.approx(4)
+            nursery.cancel_scope.cancel()
+
+
+async def test_time_in_the_queue_is_not_time_to_connect(http_server: Servers, autojump_clock: Any) -> None:
+    """A slot after 3 s, then 3 s of dialling: neither timeout of 4 s has passed."""
+    async with http_server() as server, SlowConnector(limit=1) as connector:
+        SlowConnector.seconds = 3.0
+        http = client(connector, timeout=httpx2.Timeout(None, connect=4, pool=4))
+        async with trio.open_nursery() as nursery:
+
+            async def occupy() -> None:
+                async with await connector.connect(f"tcp://127.0.0.1:{server.port}"):
+                    await trio.sleep(3)
+
+            nursery.start_soon(occupy)
+            await trio.sleep(3.5)
+            assert (await http.get(server.url)).text == "hello"
+        SlowConnector.seconds = 10.0
+
+
+# ---- errors ----------------------------------------------------------------------------------------------------------
+
+
+async def test_refused_connection_is_a_connect_error(no_fd_leak: None) -> None:
+    listener = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    port = listener[0].socket.getsockname()[1]
+    await listener[0].aclose()
+    async with client() as http:
+        with pytest.raises(httpx2.ConnectError) as caught:
+            await http.get(f"http://127.0.0.1:{port}")
+        assert isinstance(caught.value.__cause__, trioconn.ConnectError)
+
+
+@pytest.mark.parametrize("url", ["ftp://127.0.0.1/", "/path"])
+async def test_unsupported_protocol(url: str) -> None:
+    async with client() as http:
+        with pytest.raises(httpx2.UnsupportedProtocol):
+            await http.get(url)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"rubbish\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n",
+        b"HTTP/1.1 200 OK\r\nX: " + b"a" * 200_000,
+    ],
+)
+@pytest.mark.security(90)
+async def test_malformed_answer_is_a_protocol_error_and_frees_its_slot(http_server: Servers, answer: bytes) -> None:
+    async def script(peer: Any) -> None:
+        await peer.request()
+        await peer.send(answer)
+
+    async with http_server(script) as server, client(limit=1) as http:
+        for _ in range(3):
+            with pytest.raises(httpx2.RemoteProtocolError):
+                await http.get(server.url)
+            assert connector_of(http).statistics().open == 0
+
+
+async def test_body_that_is_not_as_long_as_it_said_is_a_local_error(http_server: Servers) -> None:
+    async def chunks() -> AsyncIterator[bytes]:
+        yield b"hello"
+
+    async with http_server() as server, client() as http:
+        with pytest.raises(httpx2.LocalProtocolError):
+            await http.post(server.url, content=chunks(), headers={"Content-Length": "3"})
+        assert connector_of(http).statistics().open == 0
+
+
+async def test_generator_that_raises_reaches_the_caller_bare(http_server: Servers) -> None:
+    async def chunks() -> AsyncIterator[bytes]:
+        yield bytes(100_000)
+        raise KeyError("mine")
+
+    async with http_server(mute) as server, client() as http:
+        with pytest.raises(KeyError, match="mine"):
+            await http.post(server.url, content=chunks())
+        assert connector_of(http).statistics().open == 0
+
+
+# ---- bodies ----------------------------------------------------------------------------------------------------------
+
+
+async def echo(peer: Any) -> None:
+    while (got := await peer.request()) is not None:
+        body = got[1]
+        await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+
+
+@pytest.mark.parametrize("size", [0, 1, 65536, 65537, 3_000_000])
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_bodies_go_both_ways(http_server: Servers, size: int, streamed: bool) -> None:
+    body = random.Random(size).randbytes(size)
+
+    async def chunks() -> AsyncIterator[bytes]:
+        for at in range(0, len(body), 50_000):
+            await trio.lowlevel.checkpoint()
+            yield body[at : at + 50_000]
+
+    async with http_server(echo) as server, client() as http:
+        for _ in range(2):
+            response = await http.post(server.url, content=chunks() if streamed else body)
+            assert response.content == body
+        assert server.connections == 1
+
+
+async def test_small_request_is_one_segment(tcp_server: Any) -> None:
+    async def answer(stream: trio.SocketStream) -> None:
+        got.append(await stream.receive_some())
+        await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+
+    got: list[bytes] = []
+    async with tcp_server(answer) as port, client() as http:
+        await http.post(f"http://127.0.0.1:{port}", content=b"body")
+    assert got[0].startswith(b"POST / HTTP/1.1\r\nHost: ") and got[0].endswith(b"\r\n\r\nbody")
+
+
+@pytest.mark.parametrize("kind", ["bytes", "stream", "slow stream"])
+async def test_early_answer_ends_an_upload(http_server: Servers, kind: str) -> None:
+    async def answer(peer: Any) -> None:
+        await peer.head()
+        await peer.send(b"HTTP/1.1 413 Too Large\r\nContent-Length: 3\r\n\r\nbig")
+        await trio.sleep_forever()  # and reads no more
+
+    async def chunks() -> AsyncIterator[bytes]:
+        while True:
+            if kind == "slow stream":
+                await trio.testing.wait_all_tasks_blocked()
+            yield bytes(100_000)
+
+    async with http_server(answer) as server, client(timeout=None) as http:
+        content = bytes(30_000_000) if kind == "bytes" else chunks()
+        with trio.fail_after(10):
+            response = await http.post(server.url, content=content)
+        assert (response.status_code, response.text) == (413, "big")
+        assert connector_of(http).statistics().open == 0
+
+
+async def test_answer_is_read_although_the_server_broke_the_upload_off(http_server: Servers) -> None:
+    async def answer(peer: Any) -> None:
+        await peer.head()
+        await peer.send(b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 2\r\n\r\nno")
+        await peer.stream.send_eof()
+        await peer.read_all()
+
+    async with http_server(answer) as server, client() as http:
+        response = await http.post(server.url, content=bytes(5_000_000))
+        assert (response.status_code, response.text) == (401, "no")
+
+
+@pytest.mark.parametrize("verdict", ["continue", "refused", "silent"])
+async def test_expect_100_continue(http_server: Servers, autojump_clock: Any, verdict: str) -> None:
+    bodies: list[bytes] = []
+
+    async def answer(peer: Any) -> None:
+        await peer.head()
+        if verdict == "refused":
+            await peer.send(b"HTTP/1.1 417 No\r\nContent-Length: 0\r\n\r\n")
+            bodies.append(await peer.read_all())
+            return
+        if verdict == "continue":
+            await peer.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+        bodies.append(await peer.body())
+        await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        await peer.read_all()
+
+    async with http_server(answer) as server:
+        async with client(timeout=None) as http:
+            response = await http.post(server.url, content=b"body", headers={"Expect": "100-continue"})
+            assert response.status_code == (417 if verdict == "refused" else 200)
+            assert connector_of(http).statistics().open == (0 if verdict == "refused" else 1)
+        await trio.testing.wait_all_tasks_blocked()
+        assert bodies == [b"" if verdict == "refused" else b"body"]
+
+
+async def test_informational_answers_are_skipped(http_server: Servers, small: bytes) -> None:
+    async def answer(peer: Any) -> None:
+        while await peer.request() is not None:
+            await peer.send(b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" * 2 + small)
+
+    async with http_server(answer) as server, client() as http:
+        assert (await http.get(server.url)).text == "hello"
+        assert (await http.get(server.url)).text == "hello"
+        assert server.connections == 1
+
+
+# ---- extensions ------------------------------------------------------------------------------------------------------
+
+
+async def test_extensions_of_a_response(http_server: Servers) -> None:
+    async with http_server() as server, client() as http:
+        response = await http.get(server.url)
+        assert response.extensions["http_version"] == b"HTTP/1.1"
+        assert response.reason_phrase == "OK"
+        stream = response.extensions["network_stream"]  # the lease is over, and the addresses are known
+        assert stream.get_extra_info("server_addr") == ("127.0.0.1", server.port)
+        assert stream.get_extra_info("client_addr")[0] == "127.0.0.1"
+        assert stream.get_extra_info("socket") is None
+        async with http.stream("GET", server.url) as response:
+            assert response.extensions["network_stream"].get_extra_info("socket").fileno() > 0
+        assert stream.get_extra_info("ssl_object") is None
+
+
+async def test_trace(http_server: Servers) -> None:
+    names: list[str] = []
+
+    async def trace(name: str, info: dict[str, Any]) -> None:
+        names.append(name)
+
+    async with http_server() as server, client() as http:
+        await http.get(server.url, extensions={"trace": trace})
+        steps = [
+            f"http11.{step}.{end}"
+            for step in (
+                "send_request_headers", "send_request_body", "receive_response_headers", "receive_response_body",
+                "response_closed",
+            )
+            for end in ("started", "complete")
+        ]  # fmt: skip
+        assert names == ["connection.connect_tcp.started", "connection.connect_tcp.complete", *steps]
+        names.clear()
+        await http.get(server.url, extensions={"trace": trace})
+        assert names == steps
+
+
+async def test_target_extension(http_server: Servers) -> None:
+    async with http_server() as server, client() as http:
+        await http.request("OPTIONS", server.url, extensions={"target": b"*"})
+        assert server.requests[0].target == b"*"
+
+
+async def test_upgrade_gives_the_stream(http_server: Servers) -> None:
+    async def answer(peer: Any) -> None:
+        await peer.head()
+        await peer.send(b"HTTP/1.1 101 Switching\r\nUpgrade: echo\r\nConnection: upgrade\r\n\r\nearly")
+        await peer.send((await peer.stream.receive_some()).upper())
+        await peer.read_all()
+
+    async with http_server(answer) as server, client() as http:
+        headers = {"Connection": "upgrade", "Upgrade": "echo"}
+        async with http.stream("GET", server.url, headers=headers) as response:
+            assert response.status_code == 101
+            stream = response.extensions["network_stream"]
+            assert await stream.read(2) == b"ea"
+            assert await stream.read(99) == b"rly"
+            await stream.write(b"shout")
+            assert await stream.read(99, timeout=5) == b"SHOUT"
+            import httpcore2
+
+            with pytest.raises(httpcore2.ReadTimeout):
+                await stream.read(1, timeout=0.01)
+        assert connector_of(http).statistics().open == 0
+
+
+async def test_websocket(http_server: Servers) -> None:
+    wsproto = pytest.importorskip("wsproto")
+
+    async def answer(peer: Any) -> None:
+        ws = wsproto.WSConnection(wsproto.ConnectionType.SERVER)
+        while True:
+            ws.receive_data(await peer.stream.receive_some())
+            for event in ws.events():
+                if isinstance(event, wsproto.events.Request):
+                    await peer.send(ws.send(wsproto.events.AcceptConnection()))
+                elif isinstance(event, wsproto.events.TextMessage):
+                    await peer.send(ws.send(wsproto.events.Message(event.data.upper())))
+                elif isinstance(event, wsproto.events.CloseConnection):
+                    await peer.send(ws.send(event.response()))
+                    return
+
+    async with http_server(answer) as server, client() as http:
+        async with http.websocket(server.url.replace("http", "ws")) as socket:
+            await socket.send_text("hello")
+            assert await socket.receive_text() == "HELLO"
+        assert connector_of(http).statistics().leased == 0
+
+
+def answer_tls(sock: ssl.SSLSocket) -> None:
+    while sock.recv(65536):
+        sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello")
+
+
+@pytest.mark.case("aiohttp#12835")
+async def test_tls_and_its_names(threaded_tls_server: Any, client_ssl: ssl.SSLContext) -> None:
+    server = threaded_tls_server(answer_tls)
+    async with client(ssl=client_ssl) as http:
+        for _ in range(2):
+            response = await http.get(f"https://127.0.0.1:{server.port}")
+            assert response.text == "hello"
+        tls = response.extensions["network_stream"].get_extra_info("ssl_object")
+        assert tls.version().startswith("TLSv1.")
+        assert tls.getpeercert(binary_form=True)
+        assert server.handshakes == 1
+        response = await http.get(f"https://127.0.0.1:{server.port}", extensions={"sni_hostname": "a.example.test"})
+        assert response.text == "hello"
+        assert server.handshakes == 2  # another name is another connection
+        with pytest.raises(httpx2.ConnectError):
+            await http.get(f"https://127.0.0.1:{server.port}", extensions={"sni_hostname": "wrong.invalid"})
+
+
+async def test_forwarding_proxy_gets_absolute_form_and_its_headers(http_server: Servers) -> None:
+    async with http_server() as proxy:
+        way = trioconn.Proxy(proxy.url, auth=("user", "secret"))
+        async with client(proxy=way) as http:
+            response = await http.get("http://origin.invalid:8080/path?q=1")
+            assert response.text == "hello"
+            await http.get("http://other.invalid/")
+    first, second = proxy.requests
+    assert first.target == b"http://origin.invalid:8080/path?q=1"
+    headers = dict(first.headers)
+    assert headers[b"host"] == b"origin.invalid:8080"
+    assert headers[b"proxy-authorization"].startswith(b"Basic ")
+    assert second.target == b"http://other.invalid/"
+    assert proxy.connections == 1
+
+
+async def test_proxy_that_refuses_a_tunnel_is_a_proxy_error(http_server: Servers) -> None:
+    async def answer(peer: Any) -> None:
+        await peer.head()
+        await peer.send(b"HTTP/1.1 407 Who are you\r\nContent-Length: 0\r\n\r\n")
+
+    async with http_server(answer) as proxy, client(proxy=proxy.url) as http:
+        with pytest.raises(httpx2.ProxyError, match="407"):
+            await http.get("https://origin.invalid/")
+        assert connector_of(http).statistics().open == 0
+
+
+# ---- many at once ----------------------------------------------------------------------------------------------------
+
+
+async def churn(http_server: Servers, *, tasks: int, seconds: float) -> None:
+    """Requests with their number in the path, cancelled at random; every body must be the path's."""
+
+    async def answer(peer: Any) -> None:
+        dice = random.Random(peer.number)
+        while (got := await peer.request()) is not None:
+            target = got[0].target
+            body = target * dice.choice([1, 50, 4000])
+            response = b"HTTP/1.1 200 OK\r\nX-Target: %s\r\nContent-Length: %d\r\n\r\n" % (target, len(body)) + body
+            cut = dice.randrange(len(response))
+            await peer.send(response[:cut])
+            if dice.random() < 0.3:
+                await trio.sleep(dice.random() * 0.002)
+            stray = b"HTTP/1.1 200 OK\r\nX-Target: /stray\r\nContent-Length: 6\r\n\r\n/stray"
+            # In one piece: one that comes after the next request was sent is its answer, as far as anybody can tell.
+            await peer.send(response[cut:] + (stray if dice.random() < 0.05 else b""))
+            if dice.random() < 0.02:
+                return
+
+    async def worker(number: int, http: httpx2.AsyncClient, url: str) -> None:
+        nonlocal good
+        dice = random.Random(number)
+        turn = 0
+        while trio.current_time() < end:
+            turn += 1
+            path = f"/{number}-{turn}"
+            with trio.move_on_after(dice.choice([dice.random() * 0.01, dice.random() * 0.2, 60])):
+                try:
+                    body = bytes(dice.choice([0, 10, 200_000]))
+                    response = await http.request(dice.choice(["GET", "PUT"]), url + path, content=body)
+                except httpx2.TransportError:
+                    continue
+                assert response.headers["X-Target"] == path
+                assert response.content.replace(path.encode(), b"") == b""
+                good += 1
+
+    good = 0
+    end = trio.current_time() + seconds
+    async with http_server(answer) as server:
+        async with client(limit=50, timeout=httpx2.Timeout(None, read=20)) as http:
+            async with trio.open_nursery() as nursery:
+                for number in range(tasks):
+                    nursery.start_soon(worker, number, http, server.url)
+            statistics = connector_of(http).statistics()
+            assert (statistics.leased, statistics.waiting, statistics.connecting) == (0, 0, 0)
+        assert connector_of(http).statistics().open == 0
+    assert good > tasks / 2
+
+
+@pytest.mark.security(60)
+@pytest.mark.case("httpcore#1093")
+@pytest.mark.case("aiohttp#12795")
+async def test_every_body_belongs_to_its_request(http_server: Servers, no_fd_leak: None) -> None:
+    gc.collect()
+    await churn(http_server, tasks=60, seconds=2)
+
+
+@pytest.mark.soak
+async def test_every_body_belongs_to_its_request_for_a_minute(http_server: Servers, no_fd_leak: None) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        await churn(http_server, tasks=500, seconds=60)
+    finally:
+        gc.enable()
+
+
+async def test_cancelled_at_every_checkpoint(http_server: Servers, no_fd_leak: None) -> None:
+    """Cancel a request after n passes of the scheduler, for each n until it gets through; the next one gets its own."""
+
+    async def answer(peer: Any) -> None:
+        while (got := await peer.request()) is not None:
+            target = got[0].target
+            await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(target))
+            await trio.lowlevel.checkpoint()
+            await peer.send(target)
+
+    async with http_server(answer) as server, client(limit=1) as http:
+        for passes in range(200):
+            finished = False
+            async with trio.open_nursery() as nursery:
+
+                async def ask(path: str) -> None:
+                    nonlocal finished
+                    response = await http.put(server.url + path, content=bytes(1000))
+                    assert response.text == path
+                    finished = True
+
+                nursery.start_soon(ask, f"/cancelled-{passes}")
+                for _ in range(passes):
+                    await trio.lowlevel.checkpoint()
+                nursery.cancel_scope.cancel()
+            assert connector_of(http).statistics().leased == 0
+            response = await http.get(f"{server.url}/own-{passes}")
+            assert response.text == f"/own-{passes}"
+            if finished:
+                break
+        else:
+            pytest.fail("the request never got through")
