@@ -90,6 +90,7 @@ class Held:
       raw: what the dial returned: the same, unless it was somebody else's stream.
       probe: of the stream, bound once: it is asked twice for each lease.
       harvested: whether there are no TLS sessions left to keep of it.
+      fresh: whether it goes straight from its dial to the first who waits.
       closed: set when it is closed, before its socket is.
       leased_at: when it was last handed out.
       where: where that was.
@@ -97,8 +98,8 @@ class Held:
     """
 
     __slots__ = (
-        "closed", "created", "fd", "harvested", "info", "leased_at", "number", "probe", "protocol", "raw", "route",
-        "session_reused", "stack", "stream", "view", "where",
+        "closed", "created", "fd", "fresh", "harvested", "info", "leased_at", "number", "probe", "protocol", "raw",
+        "route", "session_reused", "stack", "stream", "view", "where",
     )  # fmt: skip
 
     def __init__(
@@ -124,6 +125,7 @@ class Held:
         self.number = info.number
         self.session_reused = session_reused
         self.harvested = not info.tls
+        self.fresh = False
         self.closed = False
         self.created = now
         self.leased_at = now
@@ -355,6 +357,7 @@ class Connection:
             return
         self._record = None
         owner, held = self._owner, self._held
+        owner.run_soon(lambda: owner.drop(record, "lost"))  # first: the warning may be an error
         if not held.closed:
             warnings.warn(
                 f"the lease of a connection to {self.route} was never released; it was taken at {place(held.where)}",
@@ -362,7 +365,6 @@ class Connection:
                 stacklevel=2,
                 source=self,
             )
-        owner.run_soon(lambda: owner.drop(record, "lost"))
 
 
 def place(where: Place | None) -> str:

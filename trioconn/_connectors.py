@@ -199,8 +199,10 @@ class TCPConnector(_OwnConnector):
     def _opened(self, nursery: trio.Nursery) -> None:
         self._lookups.start(nursery)
 
-    async def _closed(self) -> None:
+    def _shut(self) -> None:
         self._lookups.close()
+
+    async def _close_resolver(self) -> None:
         resolver, self._own_resolver = self._own_resolver, None
         if resolver is not None:
             await resolver.aclose()

@@ -75,6 +75,11 @@ class Audience:
         finally:
             self.telling = False
 
+    def hear(self, event: events.Event) -> None:
+        """Tell `event` at once: from inside an attempt, where no change of the pool is under way."""
+        self.add(event)
+        self.tell()
+
     def tell_also(self, event: events.Event, observers: Iterable[Observer]) -> None:
         """Tell `event` to the connector's observers, and to those of one call that did not have to wait."""
         self.add(event)

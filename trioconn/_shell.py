@@ -41,7 +41,7 @@ from ._connection import Held, place
 from ._errors import ConnectError, ConnectorClosedError, replica
 from ._establish.dial import Dialling
 from ._observing import Audience, Observer
-from ._pool import Abort, Attempt, Close, Dial, Grant, Order, Pool, Record
+from ._pool import NOTHING, Abort, Attempt, Close, Dial, Grant, Order, Pool, Record
 from ._route import Route
 from ._watch import Watch
 
@@ -153,24 +153,21 @@ class Shell:
 
     # ---- life --------------------------------------------------------------------------------------------------------
 
+    @enable_ki_protection
     async def enter(self) -> trio.Nursery:
         """Open the nursery and start the two standing tasks."""
+        self._watch = Watch()  # before the nursery: it may fail, for want of a descriptor
         self._manager = trio.open_nursery()
         nursery: trio.Nursery = await self._manager.__aenter__()
-        self._open(nursery)
-        return nursery
-
-    @enable_ki_protection
-    def _open(self, nursery: trio.Nursery) -> None:
         self._nursery = nursery
         self.token = trio.lowlevel.current_trio_token()
         self.thread = threading.get_ident()
         # Of this run's clock: half of what trio.current_time() takes, which looks for the run first.
         self.clock = trio.lowlevel.current_clock().current_time
         self._context = contextvars.copy_context()
-        self._watch = Watch()
         nursery.start_soon(self._keep_time, name="trioconn timer")
         nursery.start_soon(self._keep_watch, name="trioconn watch")
+        return nursery
 
     async def close(self, *, polite: bool) -> None:
         """Close everything, and wait until all attempts and farewells have ended. If cancelled: at once."""
@@ -253,9 +250,9 @@ class Shell:
             if record is None:
                 return None
             held = record.connection
-            if held.probe() and (self._judge is None or self._judge(held.raw)):
+            if held.probe() if self._judge is None else self._is_clean(held):
                 held.leased_at = now
-                self.reused += 1
+                self.reused += record.uses > 1  # a connection of prewarm's may be new
                 if pool.unsettled is not None:
                     self.obey(pool.expired(now))
                 return record
@@ -303,12 +300,17 @@ class Shell:
         record, waiter.record = waiter.record, None
         assert record is not None
         held = record.connection
+        if held.closed:  # between the grant and now, with the connector
+            raise ConnectorClosedError("the connector was closed")
+        if held.fresh:
+            # Straight from its dial: nobody had it before, and many servers speak first. What the peer has sent, or
+            # that it has gone already, is for the caller to read; to bounce it would be to dial again and again.
+            held.fresh = False
+            held.leased_at = self.clock()
+            return record
         now = trio.current_time()
         fresh = now < record.expires
-        # Nobody has used a new one, so what lies in it is meant for its first user: a greeting, or that the server is
-        # busy. To bounce it would be to dial again and again, for as long as the peer speaks or closes first.
-        new = record.uses == 1
-        if new or (fresh and held.probe() and (self._judge is None or self._judge(held.raw))):
+        if fresh and (held.probe() if self._judge is None else self._is_clean(held)):
             held.leased_at = now
             self.reused += record.uses > 1
             return record
@@ -359,10 +361,10 @@ class Shell:
         held = record.connection
         if held.closed:
             return
-        if not held.probe() or (self._judge is not None and not self._judge(held.raw)):
+        if not (held.probe() if self._judge is None else self._is_clean(held)):
             self.drop(record, held.stream.probe_reason or "stray bytes")
             return
-        if held.protocol is not None and getattr(held.protocol, "should_close", False):
+        if held.protocol is not None and self._protocol_is_done(held.protocol):
             self.drop(record, "protocol")
             return
         now = self.clock()
@@ -375,13 +377,29 @@ class Shell:
                 events.Released(at=now, route=held.route, connection=held.number, leased=now - held.leased_at)
             )
         orders = self.pool.released(record, now, idle_for=idle_for)
-        if orders:
+        if orders is not NOTHING:
             self.obey(orders)
-        else:
-            if self.audience.active:
-                self.audience.tell()
-            if self._armed == math.inf or idle_for is not None:
-                self._arm()
+            return
+        if self.audience.active:
+            self.audience.tell()
+        if record.due < self._armed:  # rarely: others became idle before it
+            self._arm()
+
+    def _is_clean(self, held: Held) -> bool:
+        """The connector's own ``is_clean``. One that raises has not said yes, and no task may be inside a call."""
+        assert self._judge is not None
+        try:
+            return not getattr(held.stream, "in_use", False) and bool(self._judge(held.raw))
+        except Exception:
+            logger.exception("is_clean() raised for a connection to %s, which is closed", held.route)
+            return False
+
+    def _protocol_is_done(self, protocol: object) -> bool:
+        try:
+            return bool(getattr(protocol, "should_close", False))
+        except Exception:
+            logger.exception("should_close of %r raised, and its connection is closed", type(protocol).__name__)
+            return True
 
     @enable_ki_protection
     def drop(self, record: AnyRecord, reason: str) -> None:
@@ -449,7 +467,7 @@ class Shell:
         self._arm()
 
     def _start_dial(self, route: Route, attempt: AnyAttempt) -> None:
-        dialling = Dialling(route, next(self._dials), trio.current_time(), self._report)
+        dialling = Dialling(route, next(self._dials), trio.current_time(), self.audience)
         run = self._runs[attempt] = Run(attempt, dialling)
         if self.audience.active:
             self.audience.add(events.DialStarted(at=dialling.started, route=route, dial=dialling.number))
@@ -471,12 +489,6 @@ class Shell:
             if not self._busy:
                 self._at_rest.set()
                 self._at_rest = trio.Event()
-
-    def _report(self, event: events.Event) -> None:
-        # From inside an attempt, when no change of the pool is under way.
-        if self.audience.active:
-            self.audience.add(event)
-            self.audience.tell()
 
     # ---- attempts ----------------------------------------------------------------------------------------------------
 
@@ -552,9 +564,11 @@ class Shell:
                     session_reused=held.session_reused,
                 )
             )
-        assert run.attempt.record is not None and self._watch is not None
-        if not self.closed:
-            self._watch.add(held.fd, run.attempt.record)
+        record = run.attempt.record
+        assert record is not None and self._watch is not None
+        held.fresh = record.state == "leased"
+        if record.state != "closed":
+            self._watch.add(held.fd, record)
         return orders
 
     # ---- closing -----------------------------------------------------------------------------------------------------

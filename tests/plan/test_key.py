@@ -276,5 +276,5 @@ def test_the_identity_of_a_context_is_not_recycled() -> None:
     routes = set()
     for _ in range(50):
         routes.add(connector.route("https://a.test", ssl=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)))
-        gc.collect()
+    gc.collect()
     assert len(routes) == 50

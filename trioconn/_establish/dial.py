@@ -15,12 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
 
 from .. import events
-from .._errors import AddressDeniedError, ConnectError, ProxyConnectError, ProxyError, ResolveError, Stage, TLSError
+from .._errors import AddressDeniedError, ConnectError, ProxyConnectError, ProxyError, Stage, TLSError
 from .._route import TARGET, ConnectStep, PipeHop, Route, SocksStep, Step, TCPHop, TLSStep, UnixHop
 from .http_tunnel import open_tunnel
 from .policy import judge
@@ -28,7 +29,7 @@ from .socks import open_socks
 from .tcp import TCPOptions, connect_tcp
 from .tls import TLSStream
 from .tls_sessions import SessionStore
-from .tls_step import handshake
+from .tls_step import close_forcefully, handshake
 from .unix import connect_unix
 from .windows_pipe import open_pipe
 
@@ -50,6 +51,15 @@ _DONE_BY: dict[type[events.Event], Stage] = {
 }
 
 
+class Hearer(Protocol):
+    """Whoever wants to hear of dials."""
+
+    active: bool
+
+    def hear(self, event: events.Event) -> None:
+        """Called with each event while `active`."""
+
+
 class Dialling:
     """One dial under way.
 
@@ -61,18 +71,16 @@ class Dialling:
       timings: seconds after the start at which each stage was over.
     """
 
-    __slots__ = ("_audience", "hop", "number", "route", "stage", "started", "timings")
+    __slots__ = ("_hearer", "hop", "number", "route", "stage", "started", "timings")
 
-    def __init__(
-        self, route: Route, number: int, started: float, audience: Callable[[events.Event], None] | None
-    ) -> None:
+    def __init__(self, route: Route, number: int, started: float, hearer: Hearer) -> None:
         self.route = route
         self.number = number
         self.started = started
         self.stage: Stage = "connect"
         self.hop = 0 if route.proxies else TARGET
         self.timings: dict[str, float] = {}
-        self._audience = audience
+        self._hearer = hearer
 
     def reached(self, stage: Stage, hop: int = TARGET) -> None:
         """The dial is now at `stage` with `hop`."""
@@ -87,8 +95,8 @@ class Dialling:
         done = fields["stage"] if kind is events.AttemptProgressed else _DONE_BY.get(kind)
         if done is not None:
             self.timings[done] = now - self.started
-        if self._audience is not None:
-            self._audience(kind(at=now, route=self.route, dial=self.number, **fields))
+        if self._hearer.active:
+            self._hearer.hear(kind(at=now, route=self.route, dial=self.number, **fields))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,9 +117,9 @@ async def dial(kit: Kit, route: Route, dialling: Dialling) -> trio.abc.Stream:
     if isinstance(first, TCPHop):
         return await _over_tcp(first, kit, dialling)
     if isinstance(first, UnixHop):
-        return await climb(await connect_unix(first.path, report=dialling.report), kit, dialling)
+        return await _over_one(connect_unix(first.path, report=dialling.report), kit, dialling)
     assert isinstance(first, PipeHop), "a connector with a create_stream of its own does not dial"
-    return await climb(await open_pipe(first.path, report=dialling.report), kit, dialling)
+    return await _over_one(open_pipe(first.path, report=dialling.report), kit, dialling)
 
 
 async def climb(
@@ -119,7 +127,7 @@ async def climb(
 ) -> trio.abc.Stream:
     """`stream` with every step of the route on top. Owns it from now on."""
     for number, step in enumerate(dialling.route.steps):
-        stream = await _take(step, stream, number, kit, dialling)
+        stream = await _take(step, stream, number, kit, dialling, 0 if progress is None else progress.index)
         if progress is not None:
             progress("tls" if isinstance(step, TLSStep) else "proxy")
     return stream
@@ -134,16 +142,22 @@ async def start_tls(stream: trio.abc.Stream, route: Route) -> trio.abc.Stream:
     Raises:
       TLSError: the handshake failed; `CertificateError` and `FingerprintMismatchError` are kinds of it.
     """
-    await trio.lowlevel.checkpoint_if_cancelled()
     for step in route.steps:
         if isinstance(step, TLSStep) and step.hop == TARGET:
             return await handshake(stream, step, sessions=None, key=(route, TARGET), report=None, host_shown=str(route))
-    await trio.lowlevel.cancel_shielded_checkpoint()
+    try:
+        await trio.lowlevel.checkpoint()
+    except BaseException:
+        await close_forcefully(stream)
+        raise
     return stream
 
 
-async def _take(step: Step, stream: trio.abc.Stream, number: int, kit: Kit, dialling: Dialling) -> trio.abc.Stream:
+async def _take(
+    step: Step, stream: trio.abc.Stream, number: int, kit: Kit, dialling: Dialling, attempt: int
+) -> trio.abc.Stream:
     route = dialling.route
+    report = partial(dialling.report, attempt=attempt)
     if isinstance(step, TLSStep):
         try:
             return await handshake(
@@ -151,7 +165,7 @@ async def _take(step: Step, stream: trio.abc.Stream, number: int, kit: Kit, dial
                 step,
                 sessions=kit.sessions,
                 key=(route, step.hop),
-                report=dialling.report,
+                report=report,
                 host_shown=str(route if step.hop == TARGET else route.proxies[step.hop]),
             )
         except TLSError as error:
@@ -160,19 +174,53 @@ async def _take(step: Step, stream: trio.abc.Stream, number: int, kit: Kit, dial
             raise _proxy_error(error, step.hop) from error
     tls_follows = number + 1 < len(route.steps) and isinstance(route.steps[number + 1], TLSStep)
     if isinstance(step, ConnectStep):
-        return await open_tunnel(stream, step, tls_follows=tls_follows, report=dialling.report)
-    return await open_socks(stream, step, resolve=_resolver_for(step, kit, dialling), report=dialling.report)
+        return await open_tunnel(stream, step, tls_follows=tls_follows, report=report)
+    return await open_socks(stream, step, resolve=_resolver_for(step, kit, dialling), report=report)
 
 
 def _proxy_error(error: ConnectError, hop: int) -> ProxyConnectError:
     return ProxyConnectError(error.message, errno=error.errno, stage=error.stage, hop=hop, route=error.route)
 
 
+class _Alone:
+    """The progress of the only attempt there is. Nothing waits for it."""
+
+    index = 0
+
+    def __init__(self, dialling: Dialling) -> None:
+        self._dialling = dialling
+
+    def __call__(self, stage: Stage | None = None) -> None:
+        if stage is not None:
+            self._dialling.report(events.AttemptProgressed, index=0, stage=stage)
+
+
+async def _over_one(first: Awaitable[trio.abc.Stream], kit: Kit, dialling: Dialling) -> trio.abc.Stream:
+    """The whole way over a first hop that has one address. Observers are told what they are told of a race of one."""
+    stream: trio.abc.Stream | None = None
+    try:
+        stream = await first
+        stream = await climb(stream, kit, dialling, _Alone(dialling))
+    except OSError as error:
+        if stream is not None:  # else it has been told where it happened
+            dialling.report(events.AttemptFailed, index=0, error=error)
+        raise
+    except BaseException:
+        dialling.report(events.AttemptLost, index=0)
+        raise
+    dialling.report(events.AttemptWon, index=0)
+    return stream
+
+
 async def _over_tcp(first: TCPHop, kit: Kit, dialling: Dialling) -> trio.abc.Stream:
     assert kit.tcp is not None
     route = dialling.route
 
+    reached = False
+
     async def finish(stream: trio.abc.Stream, progress: Progress) -> trio.abc.Stream:
+        nonlocal reached
+        reached = True
         return await climb(stream, kit, dialling, progress)
 
     try:
@@ -189,12 +237,9 @@ async def _over_tcp(first: TCPHop, kit: Kit, dialling: Dialling) -> trio.abc.Str
             discard=_discard,
         )
     except ConnectError as error:
-        if not route.proxies or error.stage not in ("resolve", "connect") or isinstance(error, ProxyError):
-            raise
-        # The proxy itself could not be reached. (A ResolveError of socks5's own lookup is the target's.)
-        if isinstance(error, ResolveError) and dialling.stage == "proxy":
-            raise
-        raise _proxy_error(error, 0) from error
+        if not route.proxies or reached or isinstance(error, ProxyError):
+            raise  # of a step, which has said whose error it is; the lookup for socks5 is the target's
+        raise _proxy_error(error, 0) from error  # the first proxy itself could not be reached
 
 
 def _discard(stream: trio.abc.Stream) -> None:
