@@ -251,7 +251,6 @@ async def test_bytes_from_before_the_handshake_are_never_data(split: bool, conte
         assert connector.statistics().open == 0
 
 
-@pytest.mark.xfail(strict=True, reason="a fresh connection whose peer spoke first is bounced at its first hand-out")
 async def test_bytes_behind_the_reply_of_a_plain_tunnel_come_first_and_once() -> None:
     accepted = 0
 
@@ -274,7 +273,6 @@ async def test_bytes_behind_the_reply_of_a_plain_tunnel_come_first_and_once() ->
         assert accepted == 1
 
 
-@pytest.mark.xfail(strict=True, reason="the dial takes the target's failed lookup for the proxy's")
 async def test_target_that_socks5_cannot_resolve_is_no_fault_of_the_proxy() -> None:
     class Nowhere(trioconn.Resolver):
         async def resolve(self, host: str, port: int = 0, family: int = 0) -> list[trioconn.ResolveResult]:

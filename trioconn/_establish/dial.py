@@ -172,9 +172,11 @@ async def _take(
             if step.hop == TARGET:
                 raise
             raise _proxy_error(error, step.hop) from error
-    tls_follows = number + 1 < len(route.steps) and isinstance(route.steps[number + 1], TLSStep)
     if isinstance(step, ConnectStep):
-        return await open_tunnel(stream, step, tls_follows=tls_follows, report=report)
+        # Bytes behind the reply are the target's greeting only if nothing else is to be asked over this tunnel: they
+        # must neither survive a handshake nor be taken for the next proxy's answer.
+        last = number + 1 == len(route.steps)
+        return await open_tunnel(stream, step, tls_follows=not last, report=report)
     return await open_socks(stream, step, resolve=_resolver_for(step, kit, dialling), report=report)
 
 

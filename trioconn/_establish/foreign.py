@@ -81,6 +81,11 @@ class ForeignStream(trio.abc.Stream):
         finally:
             self._calls -= 1
 
+    @property
+    def in_use(self) -> bool:
+        """Whether a task is inside a call."""
+        return self._calls > 0
+
     def probe(self) -> bool:
         """True unless a task is inside a call, the stream was closed, or it is a readable `trio.SocketStream`."""
         if self._calls or self._closed:

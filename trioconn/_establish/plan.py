@@ -32,6 +32,7 @@ import os
 import ssl as ssl_module
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any, Literal, TypeAlias, cast
 
@@ -279,6 +280,8 @@ def _proxies(
         proxies = () if chosen is None else (chosen,)
     else:
         proxies = ()
+    if any(not proxy.is_http for proxy in proxies) and find_spec("socksio") is None:
+        raise ImportError("SOCKS proxies need the extra socks: pip install trioconn[socks]")
     if options.proxy_headers is not None:
         if len(proxies) != 1 or not proxies[0].is_http:
             raise InvalidTargetError(
