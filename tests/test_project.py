@@ -59,6 +59,7 @@ ORDER = """
     _establish.tls_context
     _establish.tls_engine
     _establish.tls
+    _establish.tls_sessions
     _establish.tls_step
     _establish.http_tunnel
     _establish.socks
@@ -67,6 +68,8 @@ ORDER = """
     _statistics
     _watch
     _connection
+    _attempt
+    _shell
     _connector
     _connectors
     happyeyeballs
