@@ -20,6 +20,7 @@ from collections.abc import Sequence
 
 from .get import add_get, get
 from .terminal import prepare
+from .trace import add_trace, trace
 
 INTERRUPTED = 130
 USAGE = 2
@@ -31,13 +32,15 @@ def parser() -> argparse.ArgumentParser:
         prog="trioconn", description="Connections for trio, seen from the command line.", allow_abbrev=False
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    commands.add_parser(
+    demo = commands.add_parser(
         "demo",
         help="what the library does, shown on loopback in a few seconds",
         description="Starts servers on loopback, uses them, and checks each thing that it says.",
         allow_abbrev=False,
     )
+    demo.add_argument("--trace", action="store_true", help="instead, what `trace` shows of good and bad ways")
     add_get(commands.add_parser)
+    add_trace(commands.add_parser)
     return top
 
 
@@ -62,9 +65,9 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.command == "demo":
         from .demo import demo
 
-        return demo()
+        return demo(parser().parse_args if arguments.trace else None)
     try:
-        return get(arguments)
+        return trace(arguments) if arguments.command == "trace" else get(arguments)
     except ValueError as error:  # InvalidTargetError is one
         print(f"trioconn {arguments.command}: {error}", file=sys.stderr)
         return USAGE

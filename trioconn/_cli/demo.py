@@ -19,10 +19,14 @@ import trio
 
 from .. import CertificateError, Connection, ConnectorStatistics, TCPConnector, TLSInfo, UnixConnector, events
 from .demo_servers import HOST, Names, Servers, servers
+from .demo_traces import play
+from .options import run
 from .terminal import Look
 
 if TYPE_CHECKING:
     import trustme
+
+    from .demo_traces import Parse
 
 _PATIENCE = 10.0  # seconds; nothing here takes one
 _RACE_DELAY = 0.25  # seconds: the connector's default, and RFC 8305's recommendation
@@ -31,16 +35,18 @@ _WIDTH = 96
 _CLIENTS = 10
 
 
-def demo() -> int:
-    """Run the demo; gives 0 if every claim was true."""
+def demo(parse: Parse | None = None) -> int:
+    """Run the demo; gives 0 if every claim was true. With `parse`, which reads command lines, show traces instead."""
     try:
         import trustme
     except ImportError:
         print('The demo makes certificates with trustme: pip install "trioconn[demo]"', file=sys.stderr)
         return 1
+    if parse is not None:
+        return 0 if run(play, trustme.CA(), parse) else 1
     screen = Screen(Look.of(sys.stdout))
     try:
-        trio.run(_play, screen, trustme.CA())
+        run(_play, screen, trustme.CA())
     except Exception as error:
         screen.claim(False, f"the demo ended in {type(error).__name__}: {error}")
     return screen.end()

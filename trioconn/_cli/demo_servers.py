@@ -29,6 +29,7 @@ SLOW = 0.02  # seconds
 HOST = "127.0.0.1"
 NAMES = ("shop.test", "race.test", "plain.test", "local.test")
 _LISTENING = 64
+_LONGEST_HEAD = 8192
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +41,8 @@ class Servers:
       mute: an address at which the port of `race` accepts connections and then says nothing, or None where loopback
         has only one address.
       path: of the Unix socket, or None where the system has none.
+      proxy: an HTTP proxy that opens tunnels to the servers here.
+      refusing: one that opens none.
       chattered: set when a server has said what nobody asked for.
     """
 
@@ -50,6 +53,8 @@ class Servers:
     race: int
     mute: str | None
     path: str | None
+    proxy: int
+    refusing: int
     chattered: trio.Event
 
 
@@ -92,6 +97,8 @@ async def servers(authority: trustme.CA) -> AsyncGenerator[Servers]:
                 race=await start(race, right),
                 mute=mute,
                 path=path,
+                proxy=await _start(nursery, _tcp(stack), _tunnel),
+                refusing=await _start(nursery, _tcp(stack), _refuse),
                 chattered=chattered,
             )
             nursery.cancel_scope.cancel()
@@ -171,3 +178,44 @@ async def _converse(stream: trio.abc.Stream, chattered: trio.Event) -> None:
             if line == b"chatter":
                 await stream.send_all(b"by the way\n")
                 chattered.set()
+
+
+async def _tunnel(client: trio.SocketStream) -> None:
+    """What an HTTP proxy does with CONNECT. All names are on loopback."""
+    head = await _head(client)
+    if not head.startswith(b"CONNECT "):
+        return
+    target = head.split()[1].decode("ascii", "replace")
+    try:
+        server = await trio.open_tcp_stream(HOST, int(target.rpartition(":")[2]))
+    except (OSError, ValueError):
+        await client.send_all(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n")
+        return
+    async with server, trio.open_nursery() as nursery:
+        await client.send_all(b"HTTP/1.1 200 Connection established\r\n\r\n")
+        nursery.start_soon(_pass_on, client, server, nursery.cancel_scope)
+        nursery.start_soon(_pass_on, server, client, nursery.cancel_scope)
+
+
+async def _refuse(client: trio.SocketStream) -> None:
+    await _head(client)
+    await client.send_all(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n")
+
+
+async def _head(client: trio.SocketStream) -> bytes:
+    head = b""
+    while not head.endswith(b"\r\n\r\n") and len(head) < _LONGEST_HEAD:
+        data = await client.receive_some()
+        if not data:
+            break
+        head += data
+    return head
+
+
+async def _pass_on(source: trio.SocketStream, sink: trio.SocketStream, both: trio.CancelScope) -> None:
+    try:
+        async for data in source:
+            await sink.send_all(data)
+    except trio.BrokenResourceError:
+        pass
+    both.cancel()
