@@ -395,9 +395,10 @@ class BaseConnector:
         if record is None:
             record = await shell.wait(route, hearing)
         record.connection.where = where
+        lease = Connection(shell, record, record.connection, route)
         if hearing or self._attentive or shell.audience.active:
             self._handed_out(record, route, hearing)
-        return Connection(shell, record, record.connection, route)
+        return lease
 
     @enable_ki_protection
     def connect_nowait(
@@ -419,14 +420,16 @@ class BaseConnector:
             route = target
         else:
             route = self._plan(target, Options(**options))
+        hearing = check_observers(observers) if observers else ()  # before anything is taken, for it may raise
         record = shell.take(route)
         if record is None:
             raise trio.WouldBlock
         frame = sys._getframe(1)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - documented, and cheap
         record.connection.where = (frame.f_code, frame.f_lasti)
-        if observers or self._attentive or shell.audience.active:
-            self._handed_out(record, route, check_observers(observers))
-        return Connection(shell, record, record.connection, route)
+        lease = Connection(shell, record, record.connection, route)
+        if hearing or self._attentive or shell.audience.active:
+            self._handed_out(record, route, hearing)
+        return lease
 
     async def prewarm(self, target: object, n: int, **options: Unpack[RouteOptions]) -> None:
         """Make connections to `target` ahead of need, until there are `n`, into free room only.
