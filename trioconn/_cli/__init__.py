@@ -18,10 +18,12 @@ import os
 import sys
 from collections.abc import Sequence
 
+from .doctor import add_doctor, doctor
 from .get import add_get, get
 from .terminal import prepare
 from .trace import add_trace, trace
 
+_COMMANDS = {"get": get, "trace": trace, "doctor": doctor}
 INTERRUPTED = 130
 USAGE = 2
 
@@ -41,6 +43,7 @@ def parser() -> argparse.ArgumentParser:
     demo.add_argument("--trace", action="store_true", help="instead, what `trace` shows of good and bad ways")
     add_get(commands.add_parser)
     add_trace(commands.add_parser)
+    add_doctor(commands.add_parser)
     return top
 
 
@@ -67,7 +70,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
         return demo(parser().parse_args if arguments.trace else None)
     try:
-        return trace(arguments) if arguments.command == "trace" else get(arguments)
+        return _COMMANDS[arguments.command](arguments)
     except ValueError as error:  # InvalidTargetError is one
         print(f"trioconn {arguments.command}: {error}", file=sys.stderr)
         return USAGE

@@ -73,11 +73,12 @@ def proxies(arguments: argparse.Namespace) -> tuple[Proxy, ...] | ProxyChoice:
     Raises:
       ValueError: the options contradict each other, or a proxy is malformed.
     """
-    if arguments.unix and arguments.proxy:
+    on_socket = arguments.unix is not None
+    if on_socket and arguments.proxy:
         raise ValueError("a Unix socket is not reached through a proxy: leave out --unix or --proxy")
     if arguments.direct and arguments.proxy:
         raise ValueError("--direct means no proxy: leave out one of --direct and --proxy")
-    if arguments.unix or arguments.direct:
+    if on_socket or arguments.direct:
         return ()
     context = context_of("--proxy-cacert", arguments.proxy_cacert)
     if arguments.proxy is None:
@@ -113,7 +114,7 @@ def make_connector(
       tcp_options: options that only a `TCPConnector` has.
       options: of every connector.
     """
-    if arguments.unix:
+    if arguments.unix is not None:
         return UnixConnector(arguments.unix, ssl=trusted, **options)
     if isinstance(way, ProxyChoice):
         way = () if way.proxy is None else (way.proxy,)

@@ -136,13 +136,15 @@ def _race(dial: Document) -> Iterator[Line]:
             address = "…" + address[1 - wide :]
         times = f" {attempt['began'] * 1000:>6.{digits}f} → {_end(attempt, dial) * 1000:>5.{digits}f}  "
         bar = _bar(dial, attempt, end, _ADDRESS_AND_BAR - wide)
-        bar += [(times, "dim"), (_outcome(dial, attempt), _OUTCOMES[attempt["outcome"]])]
+        bar.append((times, "dim"))
+        bar.append((_outcome(dial, attempt), _OUTCOMES[attempt["outcome"]]))
         yield _row("", (f"{address:<{wide}} ", None), *bar)
     used = {part for attempt in attempts for part, _, _ in _parts(dial, attempt)}
     legend: Line = _row("", (" " * (wide + 1), None))
     for part, (character, style) in _PARTS.items():
         if part in used:
-            legend += [(character, style), (f" {part}  ", "dim")]
+            legend.append((character, style))
+            legend.append((f" {part}  ", "dim"))
     yield legend
 
 

@@ -1,0 +1,201 @@
+"""``trace`` for real, on loopback: what it finds, what it writes, and its exit codes."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jsonschema
+import pytest
+
+from trioconn._cli import main
+from trioconn._cli.trace import FixedResolver
+
+if TYPE_CHECKING:
+    import trustme
+    from conftest import Script
+
+SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "trace.schema.json").read_text(encoding="utf-8"))
+Trace = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def trace(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Trace:
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        code = main(["trace", *map(str, arguments)])
+        return code, *capfd.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def document(trace: Trace) -> Callable[..., dict[str, Any]]:
+    def run(*arguments: object) -> dict[str, Any]:
+        code, out, _ = trace(*arguments, "--json")
+        made: dict[str, Any] = json.loads(out)
+        jsonschema.validate(made, SCHEMA)
+        assert code == made["exit_code"]
+        return made
+
+    return run
+
+
+@pytest.fixture
+def ca_file(ca: trustme.CA, tmp_path: Path) -> Path:
+    path = tmp_path / "ca.pem"
+    ca.cert_pem.write_to_path(path)
+    return path
+
+
+@pytest.fixture
+def unused() -> Iterator[int]:
+    """A port at which nobody listens."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield bound.getsockname()[1]
+
+
+def test_demo_shows_real_traces(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--trace"]) == 0
+    out = capfd.readouterr().out
+    assert "takes connections and then says nothing" in out
+    assert "mute: no TLS answer" in out
+    assert "hint      it is for elsewhere.test" in out
+    assert "refused: 407" in out
+    assert re.search(r"^ +2  reused #1", out, re.MULTILINE)
+
+
+def test_a_connection_that_works(threaded_tls_server: Callable[..., Any], document: Any, ca_file: Path) -> None:
+    server = threaded_tls_server()
+    made = document(f"https://localhost:{server.port}", "-4", "--cacert", ca_file, "-n", 2)
+    assert made["exit_code"] == 0
+    [dial] = made["dials"]
+    [tls] = dial["steps"]
+    assert tls["version"] == "TLSv1.3" and tls["server_name"] == "localhost"
+    assert "localhost" in tls["certificate"]["names"]
+    assert [use["reused"] for use in made["uses"]] == [False, True]
+    assert made["uses"][1]["why"] == "#1 was idle"
+    assert made["trust"] == {"verified": True, "authorities": str(ca_file), "pin": None}
+
+
+def test_the_digest_that_it_shows_is_a_pin(
+    threaded_tls_server: Callable[..., Any], document: Any, trace: Trace
+) -> None:
+    url = f"https://127.0.0.1:{threaded_tls_server().port}"
+    refused = document(url)
+    assert refused["exit_code"] == 50
+    [shown] = refused["presented"]
+    assert any("--cacert FILE" in hint for hint in refused["hints"])
+    assert document(url, "--pin", shown["sha256"])["exit_code"] == 0
+    wrong = document(url, "--pin", "00" * 32)
+    assert wrong["exit_code"] == 51
+    assert wrong["dials"][0]["error"]["got"] == shown["sha256"]
+    code, out, _ = trace(url, "--no-verify")
+    assert code == 0
+    assert "nothing is verified" in out
+
+
+@pytest.mark.parametrize(("url", "code"), [("http://127.0.0.1:{}", 30), ("https://nothing.invalid:{}", 20)])
+def test_exit_codes_tell_the_stage(document: Any, unused: int, url: str, code: int) -> None:
+    made = document(url.format(unused), "--direct", "--timeout", 20)
+    assert made["exit_code"] == code
+    assert made["hints"]
+
+
+@pytest.mark.parametrize("scheme", ["http", "socks5h"])
+def test_an_unreachable_proxy_is_one_of_the_proxy(document: Any, trace: Trace, unused: int, scheme: str) -> None:
+    pytest.importorskip("socksio")
+    proxy = f"{scheme}://user:hunter2@127.0.0.1:{unused}"
+    made = document("https://a.test", "--proxy", proxy)
+    assert made["exit_code"] in (30, 40)
+    assert made["dials"][0]["error"]["hop"] == 0
+    _, out, err = trace("https://a.test", "--proxy", proxy)
+    assert "hunter2" not in json.dumps(made) + out + err
+    assert "is the proxy running" in out
+
+
+def test_a_server_that_does_not_speak_tls(script: Callable[..., Script], trace: Trace) -> None:
+    def plain(script: Script, sock: socket.socket, number: int) -> None:
+        sock.recv(100)
+        sock.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+    code, out, _ = trace(f"https://127.0.0.1:{script(plain).port}")
+    assert code == 50
+    assert "http:// instead of https://" in out
+
+
+def test_the_environments_proxy_is_shown_with_its_reason(
+    trace: Trace, unused: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("https_proxy", f"http://me:hunter2@127.0.0.1:{unused}")
+    _, out, _ = trace("https://a.test")
+    assert f"via       http://127.0.0.1:{unused}\n" in out
+    assert "https_proxy names it for https" in out
+    assert "hunter2" not in out
+
+
+def test_a_closed_connection_says_why_it_was_not_reused(script: Callable[..., Script], trace: Trace) -> None:
+    server = script(lambda script, sock, number: None)
+    code, out, _ = trace(f"tcp://127.0.0.1:{server.port}", "-n", 2, "--pause", 0.2)
+    assert code == 0
+    assert re.search(r"^ +2  new    #2 .*#1 was closed: server closed", out, re.MULTILINE), out
+
+
+@pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="no Unix sockets here")
+def test_a_unix_socket(document: Any, tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    assert document("http://x", "--unix", path)["exit_code"] == 30
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        made = document("http://x", "--unix", path)
+    [attempt] = made["dials"][0]["attempts"]
+    assert (made["exit_code"], attempt["outcome"], attempt["family"]) == (0, "won", "path")
+
+
+def test_a_picture(script: Callable[..., Script], trace: Trace, tmp_path: Path) -> None:
+    pytest.importorskip("rich")
+    server = script(lambda script, sock, number: sock.recv(1))
+    file = tmp_path / "screen.svg"
+    code, out, _ = trace(f"tcp://127.0.0.1:{server.port}", "--svg", file)
+    assert code == 0
+    picture = file.read_text(encoding="utf-8")
+    assert picture.startswith("<svg") and "127.0.0.1" in picture
+    assert "127.0.0.1" in out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["ftp://x"],
+        ["tcp://x"],
+        ["https://user@x"],
+        ["https://x", "--resolve", "x:443"],
+        ["https://x", "--resolve", "x:443:not-an-address"],
+        ["https://x", "--direct", "--proxy", "http://p"],
+        ["https://x", "--pin", "12"],
+        ["https://x", "--unix", ""],
+        ["https://x", "--proxy", "http://p", "--unix", "y"],
+    ],
+)
+def test_a_wrong_command_line(trace: Trace, arguments: list[str]) -> None:
+    code, out, err = trace(*arguments)
+    assert code == 2, out
+    assert err.startswith("trioconn trace: ")
+    assert "Traceback" not in err
+
+
+async def test_resolve_keeps_the_order_it_was_given() -> None:
+    resolver = FixedResolver(["A.test:443:[::1],127.0.0.1"])
+    assert [one.address for one in await resolver.resolve("a.test.")] == ["::1", "127.0.0.1"]
+    assert [one.address for one in await resolver.resolve("a.test", family=socket.AF_INET)] == ["127.0.0.1"]
+    assert not resolver.splits("a.test")
+    await resolver.aclose()
