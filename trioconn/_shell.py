@@ -342,8 +342,11 @@ class Shell:
             await prewarm.ended.wait()
         if self.closed:
             raise ConnectorClosedError("the connector was closed")
-        if prewarm.error is not None and self.pool.open_of(route) < n:
-            raise prewarm.error
+        if prewarm.error is not None:
+            # Attempts count as open, and one that was begun since, for somebody who waits, is no connection yet.
+            running = sum(run.dialling.route == route for run in self._runs.values())
+            if self.pool.open_of(route) - running < n:
+                raise prewarm.error
 
     @enable_ki_protection
     def _start_prewarm(self, prewarm: Prewarm, route: Route, n: int) -> None:
