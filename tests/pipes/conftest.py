@@ -51,7 +51,8 @@ def create_instance(
 
 
 def disconnect(handle: int) -> None:
-    """Throw the client out, and with it what he has not read yet."""
+    """Throw the client out when he has read what he was sent: disconnecting alone throws that away, too."""
+    kernel32.FlushFileBuffers(handle)
     assert kernel32.DisconnectNamedPipe(handle)
 
 
@@ -89,7 +90,7 @@ class ThreadedPipeServer:
                     self.accepted += 1
                 with contextlib.suppress(OSError):
                     self._handler(handle)
-                    kernel32.FlushFileBuffers(handle)  # disconnecting throws away what the client has not read
+                    kernel32.FlushFileBuffers(handle)  # see `disconnect`
             kernel32.DisconnectNamedPipe(handle)
         _winapi.CloseHandle(handle)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ssl
 import sys
+import threading
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -241,12 +242,22 @@ async def test_fewer_instances_than_the_limit(path: str, serve: Serve) -> None:
 
 
 @on_windows
-async def test_server_that_has_gone_away_is_noticed(path: str, serve: Serve) -> None:
+async def test_server_that_has_gone_away_is_noticed(path: str, serve: Serve, throw_out: Callable[[int], None]) -> None:
     """The connection that the server ended while it was idle is not handed out."""
-    serve(lambda handle: _winapi.ReadFile(handle, 100) and _winapi.WriteFile(handle, RESPONSE))
+    gone = threading.Event()
+
+    def handler(handle: int) -> None:
+        _winapi.ReadFile(handle, ENOUGH)
+        _winapi.WriteFile(handle, RESPONSE)
+        throw_out(handle)
+        gone.set()
+
+    serve(handler)
     async with trioconn.NamedPipeConnector(path) as connector:
         for _ in range(5):
             assert not await get(connector)
+            assert gone.wait(10)
+            gone.clear()
         assert set(connector.statistics().closed) == {"server closed"}
 
 
