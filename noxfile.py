@@ -128,3 +128,15 @@ def soak(session: nox.Session) -> None:
     """The tests that run for minutes."""
     session.install("-e", ".[all]", *group("test"))
     session.run("python", "-m", "pytest", "-m", "soak", *session.posargs)
+
+
+@nox.session(python=OLDEST)
+def lab(session: nox.Session) -> None:
+    """Happy eyeballs against real kernels; Linux and root. Writes docs/happy-eyeballs.md."""
+    session.install("-e", ".[dns]", "anyio", "aiohappyeyeballs", "trustme")
+    script = "tests/lab/lab.sh"
+    try:
+        session.run(script, "up", external=True)
+        session.run(script, "bench", "--write", "docs/happy-eyeballs.md", *session.posargs, external=True)
+    finally:
+        session.run(script, "down", external=True)
