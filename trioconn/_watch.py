@@ -48,7 +48,7 @@ class Watch(Generic[T]):
         """Watch `fd` until `forget`. A negative one is ignored: nothing can be seen of it."""
         if fd < 0:
             return
-        assert fd not in self._things, f"descriptor {fd} is watched already: it was closed without forget()"
+        self.forget(fd)  # if somebody closed a socket behind our back, its number may be here still
         self._things[fd] = thing
         if self._poller is None:  # pragma: no cover - Windows
             self._changed.set()
@@ -64,10 +64,13 @@ class Watch(Generic[T]):
         """Watch `fd` no longer: it is about to be closed. Unknown ones are ignored."""
         if self._things.pop(fd, None) is None:
             return
-        if sys.platform == "linux":
-            self._poller.unregister(fd)
-        elif self._poller is not None:  # pragma: no cover - not on Linux
-            self._poller.control([select.kevent(fd, select.KQ_FILTER_READ, select.KQ_EV_DELETE)], 0)
+        try:
+            if sys.platform == "linux":
+                self._poller.unregister(fd)
+            elif self._poller is not None:  # pragma: no cover - not on Linux
+                self._poller.control([select.kevent(fd, select.KQ_FILTER_READ, select.KQ_EV_DELETE)], 0)
+        except OSError:
+            pass  # somebody closed the socket behind our back, and the system watches it no longer
 
     async def wait(self) -> list[T]:
         """Wait until the peers of some have hung up, or may have; return these."""
