@@ -386,7 +386,9 @@ def translated(library: Any, failure: Failure) -> BaseException:
 def connect_error(library: Any, error: trioconn.ConnectorError) -> BaseException:
     """What the library raises where our connector raises `error`."""
     kind = "ConnectError"
-    if isinstance(error, trioconn.ConnectTimeoutError):
+    if isinstance(error, trioconn.InvalidTargetError):
+        kind = "LocalProtocolError"  # the same request would fail again: nothing that is worth a retry
+    elif isinstance(error, trioconn.ConnectTimeoutError):
         kind = "ConnectTimeout"
     elif isinstance(error, trioconn.ProxyRefusedError) or (
         isinstance(error, trioconn.ProxyError) and error.stage == "proxy"

@@ -392,6 +392,13 @@ async def test_unsupported_protocol(url: str) -> None:
             await http.get(url)
 
 
+@pytest.mark.parametrize("url", ["http://127.1/", "http://a%00b/"])
+async def test_host_that_cannot_be_is_not_looked_up(url: str) -> None:
+    async with client() as http:
+        with pytest.raises((httpx2.LocalProtocolError, httpx2.InvalidURL)):
+            await http.get(url)
+
+
 @pytest.mark.parametrize(
     "answer",
     [

@@ -1,0 +1,89 @@
+"""The anyio view of a lease, on trio."""
+
+from __future__ import annotations
+
+import ssl
+from typing import Any
+
+import pytest
+import trio
+
+import trioconn
+
+anyio = pytest.importorskip("anyio")
+ours = pytest.importorskip("trioconn.anyio")
+
+
+async def test_byte_stream_goes_both_ways_and_ends(tcp_server: Any, no_fd_leak: None) -> None:
+    async with tcp_server() as port, trioconn.TCPConnector() as connector:
+        connectable = ours.ByteStreamConnectable(connector, f"tcp://127.0.0.1:{port}")
+        assert isinstance(connectable, anyio.abc.ByteStreamConnectable)
+        async with await connectable.connect() as stream:
+            assert isinstance(stream, anyio.abc.ByteStream)
+            await stream.send(b"hello")
+            assert await stream.receive(3) == b"hel"
+            assert await stream.receive() == b"lo"
+            assert stream.extra(anyio.abc.SocketAttribute.remote_address) == ("127.0.0.1", port)
+            await stream.send_eof()
+            with pytest.raises(anyio.EndOfStream):
+                await stream.receive()
+        assert connector.statistics().open == 0
+        with pytest.raises(anyio.ClosedResourceError):
+            await stream.receive()
+
+
+async def test_released_lease_goes_back(tcp_server: Any) -> None:
+    async with tcp_server() as port, trioconn.TCPConnector() as connector:
+        connectable = ours.ByteStreamConnectable(connector, f"tcp://127.0.0.1:{port}")
+        for uses in (1, 2):
+            stream = await connectable.connect()
+            await stream.send(b"x")
+            assert await stream.receive() == b"x"
+            assert stream.lease.uses == uses
+            stream.lease.release()
+
+
+async def test_two_receivers_and_a_broken_connection(tcp_server: Any) -> None:
+    async def answer(stream: trio.SocketStream) -> None:
+        await stream.receive_some(1)
+        stream.setsockopt(__import__("socket").SOL_SOCKET, __import__("socket").SO_LINGER, bytes([1, 0, 0, 0] + [0] * 4))
+        stream.socket.close()
+
+    async with tcp_server(answer) as port, trioconn.TCPConnector() as connector:
+        stream = await ours.ByteStreamConnectable(connector, f"tcp://127.0.0.1:{port}").connect()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_receive_until_broken, stream)
+            await trio.testing.wait_all_tasks_blocked()
+            with pytest.raises(anyio.BusyResourceError):
+                await stream.receive()
+            await stream.send(b"xy")
+        await stream.aclose()
+
+
+async def _receive_until_broken(stream: Any) -> None:
+    with pytest.raises(anyio.BrokenResourceError):
+        await stream.receive()
+
+
+async def test_failed_connection_is_anyios() -> None:
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    port = listeners[0].socket.getsockname()[1]
+    await listeners[0].aclose()
+    async with trioconn.TCPConnector() as connector:
+        with pytest.raises(anyio.ConnectionFailed) as caught:
+            await ours.ByteStreamConnectable(connector, f"tcp://127.0.0.1:{port}").connect()
+        assert isinstance(caught.value.__cause__, trioconn.ConnectError)
+
+
+async def test_tls_attributes(threaded_tls_server: Any, client_ssl: ssl.SSLContext) -> None:
+    from anyio.streams.tls import TLSAttribute
+
+    server = threaded_tls_server()
+    async with trioconn.TCPConnector(ssl=client_ssl) as connector:
+        async with await ours.ByteStreamConnectable(connector, f"tls://127.0.0.1:{server.port}").connect() as stream:
+            await stream.send(b"hello")
+            assert await stream.receive() == b"hello"
+            assert stream.extra(TLSAttribute.tls_version).startswith("TLSv1.")
+            assert stream.extra(TLSAttribute.peer_certificate_binary)
+            with pytest.raises(NotImplementedError):
+                await stream.send_eof()
