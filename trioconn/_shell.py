@@ -220,6 +220,10 @@ class Shell:
                 self._start("trioconn farewell", partial(self._bid_farewell, held))
             else:
                 self._close(held, "closed")
+        for record in leased:
+            lease = None if record.connection.lease is None else record.connection.lease()
+            if lease is not None:
+                lease.connector_closed()
         self.audience.tell()
         self._timer.cancel()
         self._watcher.cancel()

@@ -208,6 +208,16 @@ async def test_callbacks(scripted: Scripted, caplog: pytest.LogCaptureFixture) -
         assert len(calls) == 3
 
 
+async def test_callbacks_hear_of_the_end_of_the_connector(scripted: Scripted) -> None:
+    calls: list[object] = []
+    async with scripted() as connector:
+        lease = await connector.connect(A)
+        lease.add_callback(lambda: calls.append((lease.closed, lease.close())))
+        await connector.aclose()
+        assert calls == [(True, None)]
+    assert len(calls) == 1
+
+
 # ---- forgotten -------------------------------------------------------------------------------------------------------
 
 
