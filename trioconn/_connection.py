@@ -88,8 +88,9 @@ class Held:
     Attributes:
       stream: with the synchronous surface that the pool needs (`foreign.PoolableStream`).
       raw: what the dial returned: the same, unless it was somebody else's stream.
-      probe: of the stream, bound once: it is asked twice for each lease.
+      is_clean: the probe of the stream, or the connector's own judgement; bound once, it is asked twice for each lease.
       harvested: whether there are no TLS sessions left to keep of it.
+      plain: whether nothing has to be done for it at release: no protocol, no sessions to keep.
       fresh: whether it goes straight from its dial to the first who waits.
       closed: set when it is closed, before its socket is.
       lease: the present lease, if it has callbacks.
@@ -99,8 +100,8 @@ class Held:
     """
 
     __slots__ = (
-        "closed", "created", "fd", "fresh", "harvested", "info", "lease", "leased_at", "number", "probe", "protocol",
-        "raw", "route", "session_reused", "stack", "stream", "view", "where",
+        "closed", "created", "fd", "fresh", "harvested", "info", "is_clean", "lease", "leased_at", "number",
+        "plain", "protocol", "raw", "route", "session_reused", "stack", "stream", "view", "where",
     )  # fmt: skip
 
     def __init__(
@@ -117,7 +118,7 @@ class Held:
     ) -> None:
         self.stream = stream
         self.raw = raw
-        self.probe: Callable[[], bool] = stream.probe
+        self.is_clean: Callable[[], bool] = stream.probe
         self.view = HalfCloseableLeasedStream if isinstance(stream, trio.abc.HalfCloseableStream) else LeasedStream
         self.route = route
         self.fd = fd
@@ -126,6 +127,7 @@ class Held:
         self.number = info.number
         self.session_reused = session_reused
         self.harvested = not info.tls
+        self.plain = protocol is None and not info.tls
         self.fresh = False
         self.closed = False
         self.created = now
@@ -168,15 +170,14 @@ class Connection:
 
     # The view holds its lease, and the lease only a weak reference to the view: with a cycle between them, a forgotten
     # lease would keep its slot until the next run of the garbage collector.
-    __slots__ = ("__weakref__", "_callbacks", "_held", "_owner", "_record", "_view", "route", "uses")
+    __slots__ = ("__weakref__", "_callbacks", "_held", "_owner", "_record", "_view", "uses")
 
-    def __init__(self, owner: Owner, record: Record[Route, Held], held: Held, route: Route) -> None:
+    def __init__(self, owner: Owner, record: Record[Route, Held], held: Held) -> None:
         self._owner = owner
         self._record: Record[Route, Held] | None = record
         self._held = held
         self._view: weakref.ref[LeasedStream] | None = None
         self._callbacks: list[Callable[[], object]] | None = None
-        self.route = route
         self.uses = record.uses
 
     @property
@@ -203,6 +204,11 @@ class Connection:
     def protocol(self) -> Any:
         """What ``protocol_factory`` made for this connection, the same on each of its leases; None without one."""
         return self._held.protocol
+
+    @property
+    def route(self) -> Route:
+        """Whereto: equal to the route of the call."""
+        return self._held.route
 
     @property
     def key(self) -> Route:
@@ -443,6 +449,10 @@ class LeasedStream(trio.abc.Stream):
     async def aclose(self) -> None:
         """Close the lease, and with it the connection."""
         await self._lease.aclose()
+
+    def close_nowait(self) -> None:
+        """Close the lease, at once. A stream on top closes by this what it stands on, and the pool must learn of it."""
+        self._lease.close()
 
     def end(self) -> None:
         """The lease is over. Not for users: use the lease."""
