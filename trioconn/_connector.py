@@ -395,7 +395,7 @@ class BaseConnector:
         if record is None:
             record = await shell.wait(route, hearing)
         record.connection.where = where
-        lease = Connection(shell, record, record.connection, route)
+        lease = Connection(shell, record, record.connection)
         if hearing or self._attentive or shell.audience.active:
             self._handed_out(record, route, hearing)
         return lease
@@ -426,7 +426,7 @@ class BaseConnector:
             raise trio.WouldBlock
         frame = sys._getframe(1)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - documented, and cheap
         record.connection.where = (frame.f_code, frame.f_lasti)
-        lease = Connection(shell, record, record.connection, route)
+        lease = Connection(shell, record, record.connection)
         if hearing or self._attentive or shell.audience.active:
             self._handed_out(record, route, hearing)
         return lease

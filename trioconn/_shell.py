@@ -122,7 +122,6 @@ class Shell:
     def __init__(self, pool: Pool[Route, Waiter, Held], habits: Habits, audience: Audience) -> None:
         self.pool = pool
         self.habits = habits
-        self._judge = habits.judge
         self.audience = audience
         self.closed = False
         self.left = False
@@ -254,7 +253,7 @@ class Shell:
             if record is None:
                 return None
             held = record.connection
-            if held.probe() if self._judge is None else self._is_clean(held):
+            if held.is_clean():
                 held.leased_at = now
                 self.reused += record.uses > 1  # a connection of prewarm's may be new
                 if pool.unsettled is not None:
@@ -314,7 +313,7 @@ class Shell:
             return record
         now = trio.current_time()
         fresh = now < record.expires
-        if fresh and (held.probe() if self._judge is None else self._is_clean(held)):
+        if fresh and held.is_clean():
             held.leased_at = now
             self.reused += record.uses > 1
             return record
@@ -368,35 +367,39 @@ class Shell:
         held = record.connection
         if held.closed:
             return
-        if not (held.probe() if self._judge is None else self._is_clean(held)):
+        if not held.is_clean():
             self.drop(record, held.stream.probe_reason or "stray bytes")
             return
-        if held.protocol is not None and self._protocol_is_done(held.protocol):
+        if not held.plain and not self._may_stay(held):
             self.drop(record, "protocol")
             return
         now = self.clock()
-        if not held.harvested:  # TLS 1.3 sends its tickets when it likes; after an exchange they have come
-            held.harvested = self.habits.harvest is None or self.habits.harvest(held)
-        if idle_for is not None and not idle_for > 0:  # NaN, too
-            idle_for = 0.0
         if self.audience.active:
             self.audience.add(
                 events.Released(at=now, route=held.route, connection=held.number, leased=now - held.leased_at)
             )
-        orders = self.pool.released(record, now, idle_for=idle_for)
-        if orders is not NOTHING:
+        if idle_for is None:
+            orders = self.pool.released(record, now)
+        else:
+            orders = self.pool.released(record, now, idle_for=idle_for if idle_for > 0 else 0.0)  # 0 for NaN, too
+        if orders is not NOTHING or self.audience.active:
             self.obey(orders)
-            return
-        if self.audience.active:
-            self.audience.tell()
-        if record.due < self._armed:  # rarely: others became idle before it
+        elif record.due < self._armed:  # rarely: others became idle before it
             self._arm()
 
-    def _is_clean(self, held: Held) -> bool:
+    def _may_stay(self, held: Held) -> bool:
+        """What there is to do for connections with TLS or a protocol."""
+        if held.protocol is not None and self._protocol_is_done(held.protocol):
+            return False
+        if not held.harvested:  # TLS 1.3 sends its tickets when it likes; after an exchange they have come
+            held.harvested = self.habits.harvest is None or self.habits.harvest(held)
+            held.plain = held.harvested and held.protocol is None
+        return True
+
+    def _is_clean(self, held: Held, judge: Callable[[trio.abc.Stream], bool]) -> bool:
         """The connector's own ``is_clean``. One that raises has not said yes, and no task may be inside a call."""
-        assert self._judge is not None
         try:
-            return not getattr(held.stream, "in_use", False) and bool(self._judge(held.raw))
+            return not getattr(held.stream, "in_use", False) and bool(judge(held.raw))
         except Exception:
             logger.exception("is_clean() raised for a connection to %s, which is closed", held.route)
             return False
@@ -573,6 +576,8 @@ class Shell:
             )
         record = run.attempt.record
         assert record is not None and self._watch is not None
+        if self.habits.judge is not None:
+            held.is_clean = partial(self._is_clean, held, self.habits.judge)
         held.fresh = record.state == "leased"
         if record.state != "closed":
             self._watch.add(held.fd, record)
@@ -633,7 +638,7 @@ class Shell:
                 for record in await self._watch.wait():
                     # Only a hint, and late: it may be leased again, or closed.
                     held = record.connection
-                    if record.state == "idle" and not held.probe():
+                    if record.state == "idle" and not held.is_clean():
                         self.drop(record, held.stream.probe_reason or "server closed")
 
     def _plan_warning(self, now: float) -> None:

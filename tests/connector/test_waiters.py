@@ -368,7 +368,7 @@ async def test_probes_per_lease_do_not_grow_with_the_pool(scripted: Scripted, mo
         for stream in connector.streams:
             monkeypatch.setattr(stream, "probe", lambda: asked.append(1) or True)
         for record in connector._shell.pool._records:
-            record.connection.probe = record.connection.stream.probe
+            record.connection.is_clean = record.connection.stream.probe
         for _ in range(10):
             (await connector.connect(A)).release()
         assert len(asked) == 20  # one at hand-out, one at release
@@ -556,3 +556,91 @@ async def test_real_addresses_under_a_limit(
         got(waits).close()
     check_clean(connector)
     await settle()
+
+
+async def test_an_idle_connection_is_taken_from_under_the_nose_of_another_host(
+    autojump_clock: trio.testing.MockClock, scripted: Scripted
+) -> None:
+    """B waits until A's connection has been idle for as long as its dial took; a lease in between starts that anew."""
+    async with scripted(Succeed(after=0.375), limit=1) as connector, trio.open_nursery() as nursery:
+        (await connector.connect(A)).release()
+        start = trio.current_time()
+        waits = await call(connector, nursery, B)
+        await trio.sleep(0.125)
+        lease = connector.connect_nowait(A)
+        await trio.sleep(1)
+        assert not waits.ended
+        lease.release()
+        await trio.sleep(0.375)
+        await settle()
+        assert connector.moments[-1] - start == 1.5 and counts(connector) == (0, 0, 1, 1)
+        await trio.sleep(0.375)
+        await settle()
+        got(waits).release()
+
+
+@pytest.mark.parametrize("use", ["connect", "prewarm"])
+async def test_closed_during_the_first_checkpoint(use: str, scripted: Scripted) -> None:
+    async with scripted() as connector, trio.open_nursery() as nursery:
+        (await connector.connect(A)).release()
+
+        async def try_it() -> None:
+            with pytest.raises(trioconn.ConnectorClosedError):
+                await (connector.connect(A) if use == "connect" else connector.prewarm(A, 2))
+
+        nursery.start_soon(try_it)
+        await trio.lowlevel.checkpoint()  # it is now in its own checkpoint, or has not begun
+        await connector.aclose()
+        assert connector.dials == 1
+
+
+@pytest.mark.case("httpcore#1093")
+async def test_many_clients_of_many_moods(autojump_clock: trio.testing.MockClock, scripted: Scripted) -> None:
+    """A walk: clients that release, close, forget, are cancelled, prewarm, and dials that fail, hang and are slow."""
+    import random
+
+    dice = random.Random(20)
+
+    def script(route: trioconn.Route) -> Succeed | Fail | Hang:
+        return dice.choice(
+            [
+                *[Succeed(after=dice.random())] * 6,
+                Succeed(after=dice.random(), stubborn=True),
+                Fail(OSError(111, "refused"), after=dice.random()),
+                Hang(),
+            ]
+        )
+
+    async def client(n: int) -> None:
+        await trio.sleep(dice.random() * 20)
+        with trio.move_on_after(dice.random() * 10):
+            try:
+                async with await connector.connect(f"tcp://h{n % 5}.test:1") as lease:
+                    await trio.sleep(dice.random())
+                    if dice.random() < 0.1:
+                        connector.peers[connector.streams.index(lease.stream._stream)].send_nowait(b"stray")
+                    if dice.random() < 0.7:
+                        lease.release()
+                    elif dice.random() < 0.5:
+                        await connector.prewarm(f"tcp://h{n % 3}.test:1", 2)
+            except trioconn.ConnectError:
+                pass
+
+    async with scripted(script, limit=7, limit_per_host=3, connect_timeout=4, max_uses=9, max_lifetime=11) as connector:
+        async with trio.open_nursery() as nursery:
+            for n in range(400):
+                nursery.start_soon(client, n)
+        await trio.sleep(60)
+        await settle()
+        assert counts(connector) == (0, 0, 0, 0) and connector.most_open == 7
+        found = connector.statistics()
+        assert found.created == sum(found.closed.values()) and found.created > 50
+        assert connector.dials == found.created + sum(found.failed.values()) + found.aborted - late(connector)
+
+
+def late(connector: Any) -> int:
+    """Aborted attempts that succeeded, or failed, all the same: they are counted twice."""
+    found = connector.statistics()
+    twice: int = found.created + sum(found.failed.values()) + found.aborted - connector.dials
+    assert 0 <= twice <= found.aborted
+    return twice
