@@ -91,7 +91,6 @@ class Held:
       is_clean: the probe of the stream, or the connector's own judgement; bound once, it is asked twice for each lease.
       harvested: whether there are no TLS sessions left to keep of it.
       plain: whether nothing has to be done for it at release: no protocol, no sessions to keep.
-      fresh: whether it goes straight from its dial to the first who waits.
       closed: set when it is closed, before its socket is.
       lease: the present lease, if it has callbacks.
       leased_at: when it was last handed out.
@@ -100,7 +99,7 @@ class Held:
     """
 
     __slots__ = (
-        "closed", "created", "fd", "fresh", "harvested", "info", "is_clean", "lease", "leased_at", "number",
+        "closed", "created", "fd", "harvested", "info", "is_clean", "lease", "leased_at", "number",
         "plain", "protocol", "raw", "route", "session_reused", "stack", "stream", "view", "where",
     )  # fmt: skip
 
@@ -128,7 +127,6 @@ class Held:
         self.session_reused = session_reused
         self.harvested = not info.tls
         self.plain = protocol is None and not info.tls
-        self.fresh = False
         self.closed = False
         self.created = now
         self.lease: weakref.ref[Connection] | None = None

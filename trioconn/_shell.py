@@ -305,10 +305,9 @@ class Shell:
         held = record.connection
         if held.closed:  # between the grant and now, with the connector
             raise ConnectorClosedError("the connector was closed")
-        if held.fresh:
+        if record.uses == 1:
             # Straight from its dial: nobody had it before, and many servers speak first. What the peer has sent, or
             # that it has gone already, is for the caller to read; to bounce it would be to dial again and again.
-            held.fresh = False
             held.leased_at = self.clock()
             return record
         now = trio.current_time()
@@ -578,7 +577,6 @@ class Shell:
         assert record is not None and self._watch is not None
         if self.habits.judge is not None:
             held.is_clean = partial(self._is_clean, held, self.habits.judge)
-        held.fresh = record.state == "leased"
         if record.state != "closed":
             self._watch.add(held.fd, record)
         return orders
