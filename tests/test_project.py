@@ -73,6 +73,7 @@ ORDER = """
     _connector
     _connectors
     happyeyeballs
+    aiohttp_trace
     testing
     _http11
     _network_stream
@@ -103,6 +104,7 @@ PURE = {
     "_establish.policy",
     "_establish.windows_calls",
     "_establish.http_connect",
+    "aiohttp_trace",
 }
 # What adapters have in common is bound by the same rule as they are.
 SHARED = {"_http11", "_network_stream", "_httpx"}

@@ -148,7 +148,8 @@ class Nginx:
                 probe.connect(self.path)
                 return
             time.sleep(0.02)
-        pytest.fail("nginx did not start: " + (self._folder / "error.log").read_text()[-2000:])
+        log = self._folder / "error.log"
+        pytest.fail("nginx did not start: " + (log.read_text()[-2000:] if log.exists() else "it wrote no log"))
 
     def stop(self) -> None:
         """End it as a system would, with its connections."""

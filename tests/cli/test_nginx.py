@@ -61,9 +61,11 @@ def test_a_restart_in_the_middle_gives_named_errors_and_the_pool_recovers(
     thread = threading.Thread(target=restart)
     thread.start()
     began.set()
-    code = main([*options(nginx, way), "-n", "8000", "--timeout", "20"])
-    ended = time.monotonic()
-    thread.join(20)
+    try:
+        code = main([*options(nginx, way), "-n", "8000", "--timeout", "20"])
+        ended = time.monotonic()
+    finally:
+        thread.join(20)  # it must not meet the end of the fixture
     out = capsys.readouterr().out
     assert restarted and restarted[0] < ended, "the restart came too late to meet a request"
     answered = int(re.search(r"^answered +(\d+) in", out, re.MULTILINE)[1])  # type: ignore[index]
