@@ -455,3 +455,17 @@ async def test_is_clean_has_the_last_word(caplog: pytest.LogCaptureFixture) -> N
         assert all(isinstance(stream, MemoryStream) for stream in asked)
         assert "ValueError: mine" in caplog.text
     check_clean(connector)
+
+
+async def test_sessions_are_resumed_and_counted(
+    threaded_tls_server: Callable[..., Any], client_ssl: ssl.SSLContext
+) -> None:
+    server = threaded_tls_server()
+    async with trioconn.TCPConnector(ssl=client_ssl, force_close=True) as connector:
+        for n in range(2):
+            async with await connector.connect(f"tls://localhost:{server.port}") as lease:
+                await lease.stream.send_all(b"x")
+                assert await lease.stream.receive_some() == b"x"
+                assert lease.session_reused == (n > 0) == lease.info.tls[0].session_reused
+                lease.release()
+        assert connector.statistics().resumed == 1

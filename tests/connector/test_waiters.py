@@ -644,3 +644,25 @@ def late(connector: Any) -> int:
     twice: int = found.created + sum(found.failed.values()) + found.aborted - connector.dials
     assert 0 <= twice <= found.aborted
     return twice
+
+
+async def test_new_once_only(scripted: Scripted) -> None:
+    """What was granted straight from its dial, and given back unused, is afterwards probed as any other is."""
+    cancel: list[trio.CancelScope] = []
+
+    async def factory(stream: trio.abc.Stream, route: trioconn.Route) -> None:
+        while cancel:
+            cancel.pop().cancel()  # and is granted in the same tick
+
+    async with scripted(limit=1, protocol_factory=factory) as connector, trio.open_nursery() as nursery:
+        gives_up = Caller(connector, nursery)
+        cancel.append(gives_up.scope)
+        await settle()
+        assert gives_up.scope.cancelled_caught and counts(connector) == (0, 1, 0, 0)
+        lease = connector.connect_nowait(A)
+        waits = await call(connector, nursery)
+        lease.release()
+        connector.peers[0].send_nowait(b"answer of another request")
+        await settle()
+        assert connector.dials == 2 and not got(waits).reused
+        got(waits).release()
