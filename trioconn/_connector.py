@@ -414,7 +414,8 @@ class BaseConnector:
           RuntimeError: the connector was not entered, or this is another run.
         """
         shell = self._shell
-        if shell.closed or current_trio_token() is not shell.token or shell.audience.telling:
+        audience = shell.audience
+        if shell.closed or current_trio_token() is not shell.token or audience.telling:
             self._check_open()
         if type(target) is Route and not options and target.maker is self._maker and not target.contexts:
             route = target
@@ -427,7 +428,7 @@ class BaseConnector:
         frame = sys._getframe(1)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - documented, and cheap
         record.connection.where = (frame.f_code, frame.f_lasti)
         lease = Connection(shell, record, record.connection)
-        if hearing or self._attentive or shell.audience.active:
+        if hearing or self._attentive or audience.active:
             self._handed_out(record, route, hearing)
         return lease
 

@@ -142,6 +142,8 @@ class Pool(Books[R, W, C]):
         super().__init__(limit, limit_per_host, keepalive_timeout, endpoint_of)
         self._max_uses = math.inf if max_uses is None else max_uses
         self._force_close = force_close
+        # Whether some connections are retired at release for other reasons than their age: one test for the hot path.
+        self._retiring = force_close or max_uses is not None or self._keepalive == 0
 
     # ---- the hot path ------------------------------------------------------------------------------------------------
 
@@ -183,10 +185,7 @@ class Pool(Books[R, W, C]):
             or home.waiters is not None
             or idle_for is not None
             or record.expires < due
-            or record.uses >= self._max_uses
-            or due <= now
-            or self._force_close
-            or self._closed
+            or self._retiring
         ):
             return self._freed(record, now, due if idle_for is None else min(due, now + max(idle_for, 0.0)))
         record.state = IDLE
@@ -318,7 +317,7 @@ class Pool(Books[R, W, C]):
     def closed(self, now: float) -> Orders[R, W, C]:
         """The connector closes (rule 8). What is leased stays counted until it is released or dropped."""
         orders: list[Order[R, W, C]] = []
-        self._closed = True
+        self._closed = self._retiring = True
         self.unsettled = None
         orders.extend([Refuse(waiter) for waiter in self._queued])
         homes = list(self._homes.values())
