@@ -601,3 +601,78 @@ async def test_every_public_function_is_a_cancel_point(scripted: Scripted) -> No
                 await use()
             assert scope.cancelled_caught
         assert counts(connector) == (0, 1, 0, 0) and connector.dials == 1
+
+
+@pytest.mark.aiohttp("close_cancels_cleanup_handle")
+@pytest.mark.aiohttp("close_cancels_resolve_host")
+async def test_two_close_at_the_same_time(autojump_clock: trio.testing.MockClock, scripted: Scripted) -> None:
+    async with scripted(Succeed(after=3, stubborn=True)) as connector, trio.open_nursery() as nursery:
+        start = trio.current_time()
+        nursery.start_soon(use_until_closed, connector)
+        await settle()
+        ends: list[float] = []
+
+        async def close() -> None:
+            await connector.aclose()
+            ends.append(trio.current_time() - start)
+
+        nursery.start_soon(close)
+        await trio.sleep(1)
+        nursery.start_soon(close)
+        await trio.sleep(4)
+        assert ends == [3, 3]  # both wait for the end
+
+
+async def test_closed_from_another_task_while_the_block_is_left(
+    autojump_clock: trio.testing.MockClock, scripted: Scripted
+) -> None:
+    async with trio.open_nursery() as nursery, scripted(Succeed(after=3, stubborn=True)) as connector:
+        nursery.start_soon(use_until_closed, connector)
+        await settle()
+        nursery.start_soon(connector.aclose)
+
+
+@pytest.mark.case("anyio#432")
+async def test_cancelled_in_a_race_of_three(
+    autojump_clock: trio.testing.MockClock, nursery: trio.Nursery, no_fd_leak: None
+) -> None:
+    network = FakeNetwork(nursery)
+    network.add_host("a.test", "192.0.2.1", "192.0.2.2", "2001:db8::1")
+    for address in ("192.0.2.1", "192.0.2.2", "2001:db8::1"):
+        network.blackhole(address)
+    async with network.connector() as connector:
+        with trio.move_on_after(5) as scope:
+            with pytest.raises(trio.Cancelled):  # and no group
+                await connector.connect("tcp://a.test:1")
+            await trio.lowlevel.checkpoint()
+        assert scope.cancelled_caught and len(network.dialled) == 3
+        await settle()
+        assert counts(connector) == (0, 0, 0, 0)
+    check_clean(connector)
+
+
+async def test_success_and_timeout_in_one_tick(autojump_clock: trio.testing.MockClock, scripted: Scripted) -> None:
+    for _ in range(20):
+        async with scripted(Succeed(after=3), connect_timeout=3) as connector:
+            try:
+                (await connector.connect(A)).release()
+            except trioconn.ConnectTimeoutError:
+                assert not connector.open_streams
+            found = connector.statistics()
+            assert found.idle == found.created == len(connector.streams) and found.open == found.idle
+
+
+async def test_success_and_close_in_one_tick(autojump_clock: trio.testing.MockClock, scripted: Scripted) -> None:
+    for _ in range(20):
+        async with scripted(Succeed(after=3)) as connector, trio.open_nursery() as nursery:
+
+            async def use() -> None:
+                try:
+                    (await connector.connect(A)).release()
+                except trioconn.ConnectorClosedError:
+                    pass
+
+            nursery.start_soon(use)
+            await trio.sleep(3)
+            await connector.aclose()
+            assert not connector.open_streams
