@@ -467,7 +467,7 @@ class BaseConnector:
                 uses=record.uses,
                 idle=held.leased_at - record.idle_since,
             )
-            self._shell.audience.tell_also(event, observers)
+            self._shell.audience.tell_lease(event, observers)
 
     # ---- questions ---------------------------------------------------------------------------------------------------
 

@@ -80,21 +80,41 @@ class Audience:
         self.add(event)
         self.tell()
 
-    def tell_also(self, event: events.Event, observers: Iterable[Observer]) -> None:
-        """Tell `event` to the connector's observers, and to those of one call that did not have to wait."""
-        self.add(event)
-        self.tell()
-        self.telling = True
-        try:
-            for observer in observers:
-                _call(observer, event)
-        finally:
-            self.telling = False
+    def tell_lease(self, event: events.ConnectionEvent, observers: Iterable[Observer] = ()) -> None:
+        """Tell `event`, of an idle connection's lease, to the connector's observers and to those of the call.
+
+        The short way: with an observer these are two events for each request. The pool has settled, no waiter is
+        concerned.
+        """
+        if self.telling or self._untold:
+            self.add(event)
+            self.tell()
+        else:
+            self.telling = True
+            try:
+                for observer in self._observers:
+                    try:
+                        observer(event)
+                    except Exception as error:
+                        self._drop(observer, event, error)
+            finally:
+                self.telling = False
+            if self._untold:  # an observer released something
+                self.tell()
+        if observers:
+            self.telling = True
+            try:
+                for observer in observers:
+                    _call(observer, event)
+            finally:
+                self.telling = False
 
     def _tell_one(self, event: events.Event, listener: Listener | None) -> None:
         for observer in self._observers:
-            if not _call(observer, event):
-                self._observers = tuple(one for one in self._observers if one is not observer)
+            try:
+                observer(event)
+            except Exception as error:
+                self._drop(observer, event, error)
         if listener is not None:
             hearers = [listener]
         elif isinstance(event, events.DialEvent | events.Created):
@@ -106,6 +126,11 @@ class Audience:
             for observer in hearer.observers:
                 if not _call(observer, event):
                     hearer.observers = tuple(one for one in hearer.observers if one is not observer)
+
+    def _drop(self, observer: Observer, event: events.Event, error: Exception) -> None:
+        _log(observer, event, error)
+        self._observers = tuple(one for one in self._observers if one is not observer)
+        self._count()
 
     def _count(self) -> None:
         self.active = bool(self._observers or self._listeners)
@@ -127,7 +152,12 @@ def check_observers(observers: Iterable[Observer]) -> tuple[Observer, ...]:
 def _call(observer: Observer, event: events.Event) -> bool:
     try:
         observer(event)
-    except Exception:
-        logger.exception("the observer %r raised at %s and is called no more", observer, type(event).__name__)
+    except Exception as error:
+        _log(observer, event, error)
         return False
     return True
+
+
+def _log(observer: Observer, event: events.Event, error: Exception) -> None:
+    told = type(event).__name__
+    logger.error("the observer %r raised at %s and is called no more", observer, told, exc_info=error)

@@ -373,18 +373,22 @@ class Shell:
             self.drop(record, "protocol")
             return
         now = self.clock()
+        released: events.Released | None = None
         if self.audience.active:
-            self.audience.add(
-                events.Released(at=now, route=held.route, connection=held.number, leased=now - held.leased_at)
-            )
+            released = events.Released(at=now, route=held.route, connection=held.number, leased=now - held.leased_at)
         if idle_for is None:
             orders = self.pool.released(record, now)
         else:
             orders = self.pool.released(record, now, idle_for=idle_for if idle_for > 0 else 0.0)  # 0 for NaN, too
-        if orders is not NOTHING or self.audience.active:
+        if orders is not NOTHING:
+            if released is not None:
+                self.audience.add(released)
             self.obey(orders)
-        elif record.due < self._armed:  # rarely: others became idle before it
+            return
+        if record.due < self._armed:  # rarely: others became idle before it
             self._arm()
+        if released is not None:
+            self.audience.tell_lease(released)
 
     def _may_stay(self, held: Held) -> bool:
         """What there is to do for connections with TLS or a protocol."""
