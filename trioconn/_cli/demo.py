@@ -88,6 +88,7 @@ class Screen:
             print(self._look(f"{self._false} of {self._true + self._false} claims did not hold.", "bad"))
             return 1
         print(self._look(f"All {self._true} claims were checked, and hold.", "good"))
+        print(self._look("Next: trioconn demo --trace, or get, trace, doctor with --help.", "dim"))
         return 0
 
 

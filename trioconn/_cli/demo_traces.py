@@ -51,7 +51,7 @@ def _scenes(where: Servers, ca: str, stack: contextlib.ExitStack) -> Iterator[tu
         yield "A mute TLS server, and one that works", [race, "--resolve", both, *trusted], 0
         only = f"race.test:{where.race}:{where.mute}"
         yield "A mute TLS server alone", [race, "--resolve", only, *trusted, "--timeout", "0.5"], 50
-    names = ["--resolve", f"shop.test:0:{HOST}", *trusted]
+    names = ["--resolve", f"shop.test:{where.wrong}:{HOST}", *trusted]
     yield "A wrong certificate", [f"https://shop.test:{where.wrong}", *names], 50
     shop = f"https://shop.test:{where.tls}"
     yield "A refusing proxy", [shop, *through, f"http://{HOST}:{where.refusing}"], 40

@@ -242,7 +242,7 @@ def _show(look: Look, route: str, tally: Tally) -> None:
         row("answered", f"{len(tally.latencies)} in {seconds:.2f} s, {rate:.0f} per second, {_size(tally.received)}")
         row("status", ", ".join(f"{status}: {n}" for status, n in sorted(tally.statuses.items())))
         row("latency", _percentiles(tally.latencies))
-        row("of it queue", _percentiles(tally.waits))
+        row("of it wait", _percentiles(tally.waits))
     if (statistics := tally.statistics) is not None:
         resumed = f", {statistics.resumed} resumed a TLS session" if statistics.resumed else ""
         row("connections", f"{statistics.created} made, reused {statistics.reused} times{resumed}")
