@@ -1,0 +1,168 @@
+"""A peer that is not the right one, by every way there is to it: each fails closed, in the same way."""
+
+from __future__ import annotations
+
+import ssl
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+
+from trioconn import CertificateError, Fingerprint, FingerprintMismatchError
+
+from .peers import PATHS, SECRETS
+
+if TYPE_CHECKING:
+    from .conftest import Authority
+
+pytest.importorskip("socksio", reason="the extra socks is not installed")
+
+SECURE = ["https", "wss", "tls"]
+
+
+def leaf(context: ssl.SSLContext) -> Fingerprint:
+    """The pin of a server's own certificate."""
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    server = context.wrap_bio(incoming, outgoing, server_side=True)
+    lax = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    lax.check_hostname = False
+    lax.verify_mode = ssl.CERT_NONE
+    client = lax.wrap_bio(outgoing, incoming)
+    for _ in range(4):
+        for side in (client, server):
+            try:
+                side.do_handshake()
+            except ssl.SSLWantReadError:
+                pass
+    certificate = client.getpeercert(binary_form=True)
+    assert certificate
+    return Fingerprint(sha256(certificate).digest())
+
+
+FAILURES: dict[str, tuple[Any, Any, type[CertificateError | FingerprintMismatchError], int]] = {
+    # the server's context, ssl=, the class, OpenSSL's code
+    "wrong name": (lambda ca1, _: ca1.server("b.test"), lambda ca1, _: ca1.client(), CertificateError, 62),
+    "unknown authority": (lambda _, ca2: ca2.server("a.test"), lambda ca1, _: ca1.client(), CertificateError, 20),
+    "expired": (lambda ca1, _: ca1.expired("a.test"), lambda ca1, _: ca1.client(), CertificateError, 10),
+    "wrong pin": (
+        lambda ca1, _: ca1.server("a.test"),
+        lambda ca1, _: Fingerprint(bytes(32)),
+        FingerprintMismatchError,
+        0,
+    ),
+    "wrong pin, right context": (
+        lambda ca1, _: ca1.server("a.test"),
+        lambda ca1, _: Fingerprint(bytes(48), context=ca1.client()),
+        FingerprintMismatchError,
+        0,
+    ),
+    "right pin, wrong name": (
+        lambda ca1, _: ca1.server("b.test"),
+        lambda ca1, server: Fingerprint(leaf(server).digest, context=ca1.client()),
+        CertificateError,
+        62,
+    ),
+    "right pin, unknown authority": (
+        lambda _, ca2: ca2.server("a.test"),
+        lambda ca1, server: Fingerprint(leaf(server).digest, context=ca1.client()),
+        CertificateError,
+        20,
+    ),
+}
+
+
+@pytest.mark.security(66)
+@pytest.mark.security(81)
+@pytest.mark.security(82)
+@pytest.mark.security(83)
+@pytest.mark.security(84)
+@pytest.mark.security(87)
+@pytest.mark.parametrize("scheme", SECURE)
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("failure", FAILURES)
+async def test_fails_closed(
+    way: Any, ca1: Authority, ca2: Authority, failure: str, path: str, scheme: str, no_fd_leak: None
+) -> None:
+    serving, trusting, kind, code = FAILURES[failure]
+    server = serving(ca1, ca2)
+    option = trusting(ca1, server)
+    with trio.fail_after(20):
+        async with way(path, server) as w:
+            for accepted in (1, 2):  # a second call meets the same: nothing is left of the first
+                with pytest.raises(kind) as caught:
+                    await w.connector.connect(w.target(scheme), ssl=option)
+                w.check_closed()
+                error = caught.value
+                assert type(error) is kind
+                assert (error.stage, error.hop) == ("tls" if kind is CertificateError else "pin", -1)
+                assert error.route is not None and error.route.scheme == scheme
+                if isinstance(error, CertificateError):
+                    assert error.verify_code == code
+                else:
+                    assert error.expected.hex() in str(error) and error.got.hex() in str(error)
+                assert not any(secret in f"{error} {error!r}" for secret in SECRETS)
+                assert len(w.peer.visits) == accepted
+                visit = w.peer.visits[-1]
+                await visit.wait_ended()
+                assert (visit.first, visit.sni, bytes(visit.data), visit.rest) == (b"\x16", "a.test", b"", b"")
+                assert not visit.resumed
+            counts = w.connector.statistics()
+            assert dict(counts.failed) == {error.stage: 2} and counts.created == 0
+
+
+@pytest.mark.security(38)
+@pytest.mark.security(14)
+@pytest.mark.parametrize("path", ["direct", "unix", "custom"])
+@pytest.mark.parametrize("scheme", ["http", "https", "ws", "wss", "tcp", "tls"])
+async def test_the_scheme_alone_decides_on_tls(way: Any, ca1: Authority, path: str, scheme: str) -> None:
+    options = {"ssl": ca1.client()} if scheme in SECURE else {}
+    with trio.fail_after(20):
+        async with way(path, ca1.server()) as w:
+            async with await w.connector.connect(w.target(scheme), **options) as conn:
+                await conn.stream.send_all(b"\x00hello")
+                assert await conn.stream.receive_some() == b"\x00hello"
+                assert bool(conn.info.tls) is (scheme in SECURE)
+            assert w.peer.visits[0].first == (b"\x16" if scheme in SECURE else b"\x00")
+
+
+@pytest.mark.security(78)
+@pytest.mark.parametrize("path", ["direct", "socks5h"])
+@pytest.mark.parametrize(
+    ("names", "works"),
+    [(("127.0.0.1",), True), (("a.test",), False), (("*.0.0.1",), False), (("127.0.0.2",), False)],
+)
+async def test_addresses_need_a_certificate_for_the_address(
+    way: Any, ca1: Authority, path: str, names: tuple[str, ...], works: bool
+) -> None:
+    with trio.fail_after(20):
+        async with way(path, ca1.server(*names)) as w:
+            target = w.target("https", "127.0.0.1")
+            if works:
+                (await w.connector.connect(target)).close()
+                await w.peer.visits[0].wait_shaken()
+                assert w.peer.visits[0].sni is None  # RFC 6066 section 3: no addresses
+            else:
+                with pytest.raises(CertificateError) as caught:
+                    await w.connector.connect(target)
+                assert caught.value.verify_code == 64
+                w.check_closed()
+
+
+@pytest.mark.security(84)
+@pytest.mark.parametrize("extra", [False, True])
+async def test_a_pin_is_of_the_leaf_and_of_nothing_else(way: Any, ca1: Authority, extra: bool) -> None:
+    """The pin of an authority in the chain is not satisfied by what the authority signed."""
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    child = ca1.ca.create_child_ca()
+    child.issue_cert("a.test").configure_cert(server)
+    pinned = ssl.PEM_cert_to_DER_cert((child if extra else ca1.ca).cert_pem.bytes().decode())
+    async with way("direct", server) as w:
+        pin = Fingerprint(sha256(pinned).digest(), context=ca1.client())
+        with pytest.raises(FingerprintMismatchError):
+            await w.connector.connect(w.target("https"), ssl=pin)
+        w.check_closed()
+        own = leaf(server)
+        (await w.connector.connect(w.target("https"), ssl=own)).close()
+        upper = Fingerprint(":".join(f"{byte:02X}" for byte in own.digest))
+        (await w.connector.connect(w.target("https"), ssl=upper)).close()
