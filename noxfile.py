@@ -140,3 +140,13 @@ def lab(session: nox.Session) -> None:
         session.run(script, "bench", "--write", "docs/happy-eyeballs.md", *session.posargs, external=True)
     finally:
         session.run(script, "down", external=True)
+
+
+@nox.session(python=False)
+@nox.parametrize("version", [nox.param("3.11", id="3.11"), nox.param("3.13", id="3.13")])
+def wine(session: nox.Session, version: str) -> None:
+    """The tests of pipes and of the core on a Windows Python under Wine (Debian; root, for its packages)."""
+    directory = str(Path(session.cache_dir, "wine").absolute())
+    session.run("tests/wine/setup.sh", directory, version, external=True)
+    wanted = session.posargs or [f"tests/{name}" for name in ("pipes", "connector", "pool", "plan", "names", "resolve")]
+    session.run("tests/wine/run.sh", directory, version, "-m", "pytest", "-p", "no:cacheprovider", *wanted, external=True)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-import resource
 import socket
 import ssl
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -229,8 +229,9 @@ async def test_a_second_response(
                 assert await lease.stream.receive_some(6) == b"answer"
                 lease.release()
             await trio.sleep(1)
-        # The bytes that came late are found when the connection is asked for, or at the end of its time.
-        assert counts(connector)[1] == (1 if delay else 0)
+        # The bytes that came late are found when the connection is asked for, or at the end of its time; on Windows
+        # within a second, since there idle connections are looked at in turn.
+        assert counts(connector)[1] == (1 if delay and sys.platform != "win32" else 0)
         with pytest.raises(trio.WouldBlock):
             connector.connect_nowait("tcp://a.test:1")
         assert connector.statistics().closed == {"stray bytes": 3} and connector.statistics().open == 0
@@ -361,6 +362,7 @@ async def test_a_peer_that_closes_during_a_lease_disturbs_it_not(tcp_server: Cal
 
 @pytest.mark.case("httpcore#182")
 async def test_fd_numbers_above_1023(tcp_server: Callable[..., Any]) -> None:
+    resource = pytest.importorskip("resource", reason="Windows has no limit of descriptors to raise")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < 1300:
         pytest.skip("this system allows no more than 1023 descriptors")

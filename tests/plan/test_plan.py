@@ -308,6 +308,7 @@ def test_server_hostname_is_made_canonical_and_checked(tcp: TCPConnector) -> Non
             tcp.route("https://a.test", server_hostname=bad)
 
 
+@pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="no Unix sockets on this system")
 def test_a_context_that_checks_names_needs_one() -> None:
     connector = UnixConnector("/tmp/x")
     assert kinds(connector.route("https://a.test")) == ["tls-1"]
