@@ -149,4 +149,5 @@ def wine(session: nox.Session, version: str) -> None:
     directory = str(Path(session.cache_dir, "wine").absolute())
     session.run("tests/wine/setup.sh", directory, version, external=True)
     wanted = session.posargs or [f"tests/{name}" for name in ("pipes", "connector", "pool", "plan", "names", "resolve")]
-    session.run("tests/wine/run.sh", directory, version, "-m", "pytest", "-p", "no:cacheprovider", *wanted, external=True)
+    pytest = ("-m", "pytest", "-p", "no:cacheprovider")
+    session.run("tests/wine/run.sh", directory, version, *pytest, *wanted, external=True)
