@@ -392,6 +392,9 @@ async def test_a_cancelled_aclose_closes_all_the_same(
         assert scope.cancelled_caught == (not abort)
         assert trio.current_time() - start == (0 if abort else 2)
         assert connector.closed and connector.statistics().open == 0
+        await settle()
+        assert not connector._shell._busy  # the farewells were cut short with it
+    assert trio.current_time() - start == (0 if abort else 2)
 
 
 @pytest.mark.aiohttp("tcp_connector_close_abort_ssl_when_shutdown_timeout_zero")

@@ -478,13 +478,15 @@ async def test_starvation_is_told_and_names_the_holders(
         await call(connector, nursery)
         told: list[float] = []
         caplog.handler.addFilter(lambda record: told.append(trio.current_time() - start) or True)
-        await trio.sleep(29.9)
+        await trio.sleep(15)
+        await call(connector, nursery)  # who comes later postpones nothing
+        await trio.sleep(14.9)
         assert not caplog.records
         await trio.sleep(200)
         assert told == [35, 95, 155, 215]  # connect_timeout after it queued, then once a minute
         message = caplog.records[0].getMessage()
         assert caplog.records[0].levelno == logging.WARNING and caplog.records[0].name == "trioconn.connector"
-        assert "1 waiting, the first for 30 s, while all 2 connections are leased" in message
+        assert "2 waiting, the first for 30 s, while all 2 connections are leased" in message
         assert message.count(__file__) == 2 and "a.test:1 for 35 s" in message and "b.test:1 for 35 s" in message
         nursery.cancel_scope.cancel()
         for lease in leases:
