@@ -131,6 +131,13 @@ def soak(session: nox.Session) -> None:
 
 
 @nox.session(python=OLDEST)
+def clients(session: nox.Session) -> None:
+    """The adapters for clients, and httpx2's and httpx's own tests on our pool, which are fetched for it."""
+    session.install("-e", ".[all]", *group("test"), *group("clients"))
+    session.run("python", "-m", "pytest", "-m", "not bench", "tests/clients", *session.posargs)
+
+
+@nox.session(python=OLDEST)
 def lab(session: nox.Session) -> None:
     """Happy eyeballs against real kernels; Linux and root. Writes docs/happy-eyeballs.md."""
     session.install("-e", ".[dns]", "anyio", "aiohappyeyeballs", "trustme")

@@ -80,6 +80,7 @@ ORDER = """
     _httpx
     httpcore2
     httpx2
+    httpx
     anyio
     opentelemetry
     aio
@@ -108,7 +109,7 @@ PURE = {
 }
 # What adapters have in common is bound by the same rule as they are.
 SHARED = {"_http11", "_network_stream", "_httpx"}
-ADAPTERS = {"httpx2", "httpcore2", "anyio", "opentelemetry", "aio"} | SHARED
+ADAPTERS = {"httpx2", "httpx", "httpcore2", "anyio", "opentelemetry", "aio"} | SHARED
 EXTRAS = {
     *("aiohttp", "anyio", "dns", "httpcore", "httpcore2", "httpx", "httpx2", "opentelemetry", "rich", "socksio"),
     *("trio_asyncio", "trustme"),

@@ -22,9 +22,10 @@ has for it.
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterator
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, cast
 
 import h11
 import trio
@@ -77,7 +78,7 @@ class Failure(Exception):
         super().__init__(message)
         self.kind: Kind = kind
         self.stale = False
-        self._sent = True
+        self.sent = True
 
 
 class Head:
@@ -115,8 +116,8 @@ class Exchange:
     """
 
     __slots__ = (
-        "_answered", "_broken", "_checked", "_ended", "_failure", "_h11", "_head", "_idle_for", "_lease", "_over", "_read",
-        "_request", "_sent", "_stream", "_trace", "_write",
+        "_answered", "_broken", "_checked", "_complete", "_doing", "_ended", "_failure", "_h11", "_head", "_idle_for",
+        "_lease", "_over", "_read", "_request", "_sent", "_stream", "_trace", "_write",
     )  # fmt: skip
 
     def __init__(
@@ -142,7 +143,9 @@ class Exchange:
         self._broken = False  # no more can be sent
         self._ended = False  # the server ended the connection, or it broke
         self._idle_for: float | None = None
-        self._over = False
+        self._over = False  # the lease is over
+        self._complete = False  # and the response was complete
+        self._doing = ""  # the step that is traced
         self._sent = False  # a byte of the request may have reached the server
         self._answered = False  # a byte has come back
 
@@ -176,6 +179,8 @@ class Exchange:
             failure.stale = self._ended and not self._answered
             failure.sent = self._sent
             self.close()
+            if self._trace is not None and self._doing:
+                await self._trace(f"http11.{self._doing}.failed", {"exception": failure})
             raise
         except BaseException:
             self.close()
@@ -205,7 +210,9 @@ class Exchange:
             raise Failure("LocalProtocolError", str(error)) from error
 
     async def _step(self, name: str, value: object = None) -> None:
-        details = {"request": self._request} if name.endswith("started") else {"return_value": value}
+        step, _, state = name.partition(".")
+        self._doing = step if state == "started" else ""
+        details = {"request": self._request} if state == "started" else {"return_value": value}
         assert self._trace is not None
         await self._trace(f"http11.{name}", details)
 
@@ -220,7 +227,9 @@ class Exchange:
             if self._lease.reused and not getattr(self._stream, "probe", _clean)():
                 # It was clean when it was handed out. What has come since answers nothing that we have asked.
                 self._ended = True
-                raise Failure("RemoteProtocolError", "the server sent something, or ended, before it was asked anything")
+                raise Failure(
+                    "RemoteProtocolError", "the server sent something, or ended, before it was asked anything"
+                )
             if send_nowait is not None:
                 sent = send_nowait(data)
             self._sent = self._sent or sent > 0
@@ -333,7 +342,7 @@ class Exchange:
 
     # ---- the answer --------------------------------------------------------------------------------------------------
 
-    def _feed(self, data: bytes | bytearray) -> None:
+    def _feed(self, data: bytes) -> None:
         """Give h11 what has come."""
         if data:
             self._answered = True
@@ -379,9 +388,9 @@ class Exchange:
                 self._idle_for = seconds - min(KEEP_ALIVE_MARGIN, seconds / 2)
         return self._head
 
-    async def _receive(self) -> bytes | bytearray:
+    async def _receive(self) -> bytes:
         """Bytes of the answer, ``b""`` at the end of the stream."""
-        data: bytes | bytearray
+        data: bytes
         try:
             if self._read is None:
                 data = await self._stream.receive_some(RECEIVE_SIZE)
@@ -406,7 +415,9 @@ class Exchange:
           Failure: with its kind.
         """
         if self._over:
-            return None
+            if self._complete:
+                return None
+            raise Failure("ReadError", "the response was closed before its end")
         try:
             while True:
                 event = self._h11.next_event()
@@ -428,7 +439,7 @@ class Exchange:
         """The response is complete: the lease goes back if, and only if, the connection is at a clean boundary."""
         if self._over:
             return
-        self._over = True
+        self._over = self._complete = True
         protocol = self._h11
         if protocol.our_state is h11.DONE and protocol.their_state is h11.DONE and not protocol.trailing_data[0]:
             self._lease.release(idle_for=self._idle_for)
@@ -461,7 +472,7 @@ def _clean() -> bool:
 
 
 def _limit(seconds: float | None) -> trio.CancelScope:
-    return trio.CancelScope() if seconds is None else trio.move_on_after(seconds)
+    return trio.CancelScope(relative_deadline=math.inf if seconds is None else seconds)
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
@@ -472,8 +483,7 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:
     if isinstance(error, BaseExceptionGroup):
-        parts: Iterable[BaseException] = error.exceptions
-        for part in parts:
+        for part in cast("BaseExceptionGroup[BaseException]", error).exceptions:
             yield from _leaves(part)
     else:
         yield error

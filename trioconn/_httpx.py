@@ -28,10 +28,10 @@ import trio
 import trioconn
 from trioconn import events
 
-from ._http11 import Checked, Exchange, Failure, HeaderPairs
+from ._http11 import Checked, Exchange, Failure, HeaderPairs, Trace
 
 if TYPE_CHECKING:
-    from trioconn import BaseConnector, Connection
+    from trioconn import BaseConnector, Connection, Route
 
     from ._network_stream import LeasedNetworkStream
 
@@ -78,7 +78,10 @@ class Host:
         if trio.lowlevel.current_trio_token() is not self._token:
             raise RuntimeError("this transport belongs to another trio run")
         try:
-            await self._connector.aclose()
+            if self._asked_to_leave.is_set():
+                await trio.lowlevel.checkpoint()
+            else:
+                await self._connector.aclose()
         finally:
             self._asked_to_leave.set()
             with trio.CancelScope(shield=True):  # everything is closed: this takes no time
@@ -118,7 +121,7 @@ class ResponseStream:
 
     def __init__(self, exchange: Exchange, trace: Any, request: Any) -> None:
         self._exchange = exchange
-        self._trace = trace
+        self._trace: Trace | None = trace
         self._request = request
         self._begun = False
 
@@ -156,7 +159,8 @@ class ResponseStream:
             self._trace = None
 
     async def _step(self, name: str, details: dict[str, Any]) -> None:
-        await self._trace(f"http11.{name}", details)
+        if self._trace is not None:
+            await self._trace(f"http11.{name}", details)
 
 
 class TransportBase:
@@ -172,7 +176,9 @@ class TransportBase:
         self._owned = connector is None
         self._connector = trioconn.TCPConnector(**connector_options) if connector is None else connector
         self._host: Host | None = None
-        self._targets: dict[tuple[str, bytes, int | None], str] = {}
+        # A planned route saves planning's checks; but the environment may change, and so may a context.
+        self._plans = self._owned and not connector_options.get("trust_env")
+        self._targets: dict[tuple[str, bytes, int | None], str | Route] = {}
         self._checked: Checked = {}
 
     @property
@@ -239,10 +245,13 @@ class TransportBase:
     # ---- the lease ---------------------------------------------------------------------------------------------------
 
     async def _lease(self, request: Any, extensions: Any) -> Connection:
-        target = self._target(request.url)
+        try:
+            target = self._target(request.url)
+        except trioconn.ConnectorError as error:
+            raise connect_error(self.library, error) from error
         sni = extensions.get("sni_hostname")
         options: Any = {}
-        if sni and target.startswith(("https:", "wss:")):
+        if sni and isinstance(target, str) and target.startswith(("https:", "wss:")):
             options = {"server_hostname": sni.decode("ascii") if isinstance(sni, bytes) else sni}
         try:
             try:
@@ -255,7 +264,7 @@ class TransportBase:
             self._check_protocol(lease)
         return lease
 
-    def _target(self, url: Any) -> str:
+    def _target(self, url: Any) -> str | Route:
         origin = (url.scheme, url.raw_host, url.port)
         known = self._targets.get(origin)
         if known is None:
@@ -270,25 +279,27 @@ class TransportBase:
             if ":" in host:
                 host = f"[{host}]"
             known = f"{scheme}://{host}" if port is None else f"{scheme}://{host}:{port}"
+            if self._plans and scheme in ("http", "ws"):
+                known = self._connector.route(known)
             if len(self._targets) >= _TARGETS_KEPT:
                 self._targets.clear()
             self._targets[origin] = known
         return known
 
-    async def _wait_for_lease(self, request: Any, extensions: Any, target: str, options: Any) -> Connection:
-        timeouts = extensions.get("timeout") or {}
+    async def _wait_for_lease(self, request: Any, extensions: Any, target: str | Route, options: Any) -> Connection:
+        timeouts: dict[str, float | None] = extensions.get("timeout") or {}
         pool, connect = timeouts.get("pool"), timeouts.get("connect")
         trace = extensions.get("trace")
         if trace is not None:
-            details = {
+            details: dict[str, Any] = {
                 "host": request.url.raw_host.decode("ascii"), "port": request.url.port, "local_address": None,
                 "timeout": connect, "socket_options": None,
             }  # fmt: skip
             await trace("connection.connect_tcp.started", details)
         try:
             lease = await self._connect(target, options, pool, connect)
-        except BaseException as error:
-            if trace is not None and not isinstance(error, trio.Cancelled):
+        except Exception as error:  # nothing was taken that would have to be given back
+            if trace is not None:
                 await self._trace_failure(trace, error)
             raise
         if trace is not None:
@@ -299,11 +310,13 @@ class TransportBase:
                 raise
         return lease
 
-    async def _connect(self, target: str, options: Any, pool: float | None, connect: float | None) -> Connection:
+    async def _connect(
+        self, target: str | Route, options: Any, pool: float | None, connect: float | None
+    ) -> Connection:
         if pool is None and connect is None:
             return await self._connector.connect(target, **options)
-        with trio.CancelScope() as scope:
-            patience = Patience(scope, pool, connect)
+        patience = Patience(trio.CancelScope(), pool, connect)
+        with patience.scope:
             return await self._connector.connect(target, observers=(patience,), **options)
         if patience.connecting:
             raise self.library.ConnectTimeout(f"no connection to {target} within {connect:g} s")
@@ -331,14 +344,14 @@ class TransportBase:
         if alpn not in (None, "http/1.1", "http/1.0"):
             lease.close()
             raise self.library.ConnectError(
-                f"{lease.route}: TLS agreed on {alpn!r}, and this transport speaks HTTP/1.1: leave ALPN out of the context"
+                f"{lease.route}: TLS agreed on {alpn!r}, and this transport speaks HTTP/1.1 only"
             )
 
     # ---- the exchange ------------------------------------------------------------------------------------------------
 
     async def _exchange(self, lease: Connection, request: Any, extensions: Any, body: Any) -> Any:
         try:
-            timeouts = extensions.get("timeout") or {}
+            timeouts: dict[str, float | None] = extensions.get("timeout") or {}
             trace = extensions.get("trace")
             url = request.url
             headers: HeaderPairs = request.headers.raw

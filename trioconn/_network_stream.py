@@ -1,7 +1,8 @@
-"""A lease as httpcore's network stream, whichever generation of httpcore: what `httpcore2` and upgrades have in common."""
+"""A lease as httpcore's network stream: what the adapters for httpcore2 and for upgraded connections have in common."""
 
 from __future__ import annotations
 
+import math
 import ssl
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -52,7 +53,7 @@ class LeasedNetworkStream:
     def _stream(self) -> trio.abc.Stream:
         return self._lease.stream if self._own is None else self._own
 
-    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109 - httpcore's signature
         """At least a byte and at most `max_bytes`; ``b""`` at the end of the stream."""
         if self._leading:
             await trio.lowlevel.checkpoint()
@@ -65,7 +66,7 @@ class LeasedNetworkStream:
             raise self.core.ReadError(str(error)) from error
         raise self.core.ReadTimeout(f"nothing came for {timeout} s")
 
-    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109
         """Send all of `buffer`."""
         if not buffer:
             await trio.lowlevel.checkpoint()
@@ -88,7 +89,10 @@ class LeasedNetworkStream:
         await trio.lowlevel.checkpoint()
 
     async def start_tls(
-        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109
     ) -> Self:
         """TLS on top. If it fails, or is cancelled, the lease is closed."""
         try:
@@ -134,4 +138,4 @@ class LeasedNetworkStream:
 
 def scope_for(seconds: float | None) -> trio.CancelScope:
     """A scope that ends after `seconds`, or not at all."""
-    return trio.CancelScope() if seconds is None else trio.move_on_after(seconds)
+    return trio.CancelScope(relative_deadline=math.inf if seconds is None else seconds)

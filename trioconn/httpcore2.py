@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["NetworkBackend", "NetworkStream"]
 
 
-class NetworkStream(LeasedNetworkStream, httpcore2.AsyncNetworkStream):
+class NetworkStream(LeasedNetworkStream, httpcore2.AsyncNetworkStream):  # pyright: ignore[reportIncompatibleMethodOverride]
     """A lease as an `httpcore2.AsyncNetworkStream`, with httpcore2's timeouts and exceptions.
 
     Closing it closes the lease. ``get_extra_info("ssl_object")`` can be asked what an `ssl.SSLObject` can
@@ -81,7 +81,7 @@ class NetworkBackend(httpcore2.AsyncNetworkBackend):
         self,
         host: str,
         port: int,
-        timeout: float | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109 - httpcore's signature
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> NetworkStream:
@@ -98,7 +98,10 @@ class NetworkBackend(httpcore2.AsyncNetworkBackend):
         return self._with_options(_BackendStream(lease, self._connector, host, port), lease, socket_options)
 
     async def connect_unix_socket(
-        self, path: str, timeout: float | None = None, socket_options: Iterable[Any] | None = None
+        self,
+        path: str,
+        timeout: float | None = None,  # noqa: ASYNC109 - httpcore's signature
+        socket_options: Iterable[Any] | None = None,
     ) -> NetworkStream:
         """A connection to the socket of the connector, which must be a `trioconn.UnixConnector` for `path`.
 
@@ -112,9 +115,9 @@ class NetworkBackend(httpcore2.AsyncNetworkBackend):
         lease = await self._connect("unix:", timeout, {})
         return self._with_options(NetworkStream(lease), lease, socket_options)
 
-    async def _connect(self, target: str, timeout: float | None, options: Any) -> Connection:
+    async def _connect(self, target: str, seconds: float | None, options: Any) -> Connection:
         try:
-            with scope_for(timeout):
+            with scope_for(seconds):
                 return await self._connector.connect(target, **options)
         except trioconn.ConnectTimeoutError as error:
             raise httpcore2.ConnectTimeout(str(error)) from error
@@ -122,7 +125,7 @@ class NetworkBackend(httpcore2.AsyncNetworkBackend):
             raise httpcore2.ProxyError(str(error)) from error
         except trioconn.ConnectorError as error:
             raise httpcore2.ConnectError(str(error)) from error
-        raise httpcore2.ConnectTimeout(f"no connection within {timeout} s")
+        raise httpcore2.ConnectTimeout(f"no connection within {seconds} s")
 
     @staticmethod
     def _with_options(stream: NetworkStream, lease: Connection, options: Iterable[Any] | None) -> NetworkStream:

@@ -38,7 +38,8 @@ class Transport(TransportBase, httpx2.AsyncBaseTransport):
     ``cert=``, ``limits=`` and ``proxy=`` when it is given a transport: these are options of the connector.
 
     A connection goes back to the pool only when both messages are complete and nothing came after the response. A
-    response that was cancelled or not read to its end closes it. ``Keep-Alive: timeout=`` shortens its time in the pool.
+    response that was cancelled or not read to its end closes it. ``Keep-Alive: timeout=`` shortens its time
+    in the pool.
     An idempotent request that met a connection which the server had just closed is sent again, once.
 
     Extensions of requests: ``timeout`` (a ``connect`` timeout covers a whole attempt, TLS included, a ``pool`` timeout

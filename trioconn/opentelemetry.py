@@ -8,7 +8,8 @@ connector would be kept for ever by the SDK (open-telemetry/opentelemetry-python
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from trioconn import Route, events
@@ -16,7 +17,9 @@ from trioconn import Route, events
 try:
     from opentelemetry import metrics
 except ImportError as error:
-    raise ImportError("trioconn.opentelemetry needs opentelemetry-api: pip install 'trioconn[opentelemetry]'") from error
+    raise ImportError(
+        "trioconn.opentelemetry needs opentelemetry-api: pip install 'trioconn[opentelemetry]'"
+    ) from error
 
 if TYPE_CHECKING:
     from opentelemetry.metrics import MeterProvider
@@ -87,7 +90,7 @@ class MetricsObserver:
         self._states: dict[tuple[object, int], str] = {}
         self._lookups: dict[tuple[object, int], dict[str, float]] = {}
         self._waiting: Counter[tuple[object, Route]] = Counter()
-        self._handlers = {
+        self._handlers: dict[type[events.Event], Callable[[Any], None]] = {
             events.Queued: self._queued,
             events.QueueEnded: self._queue_ended,
             events.LookupStarted: self._lookup_started,
@@ -111,10 +114,10 @@ class MetricsObserver:
         if known is None:
             if len(self._attributes) >= 1000:
                 self._attributes.clear()
-            known = {"server.address": route.host or route.path or "", "url.scheme": route.scheme}
+            made: Attributes = {"server.address": route.host or route.path or "", "url.scheme": route.scheme}
             if route.port is not None:
-                known["server.port"] = route.port
-            self._attributes[route] = known
+                made["server.port"] = route.port
+            known = self._attributes[route] = made
         return known
 
     # Whether a connection is active or idle follows from the events in their order; a new one is active if somebody

@@ -46,7 +46,9 @@ async def test_released_lease_goes_back(tcp_server: Any) -> None:
 async def test_two_receivers_and_a_broken_connection(tcp_server: Any) -> None:
     async def answer(stream: trio.SocketStream) -> None:
         await stream.receive_some(1)
-        stream.setsockopt(__import__("socket").SOL_SOCKET, __import__("socket").SO_LINGER, bytes([1, 0, 0, 0] + [0] * 4))
+        stream.setsockopt(
+            __import__("socket").SOL_SOCKET, __import__("socket").SO_LINGER, bytes([1, 0, 0, 0] + [0] * 4)
+        )
         stream.socket.close()
 
     async with tcp_server(answer) as port, trioconn.TCPConnector() as connector:
@@ -79,11 +81,13 @@ async def test_tls_attributes(threaded_tls_server: Any, client_ssl: ssl.SSLConte
     from anyio.streams.tls import TLSAttribute
 
     server = threaded_tls_server()
-    async with trioconn.TCPConnector(ssl=client_ssl) as connector:
-        async with await ours.ByteStreamConnectable(connector, f"tls://127.0.0.1:{server.port}").connect() as stream:
-            await stream.send(b"hello")
-            assert await stream.receive() == b"hello"
-            assert stream.extra(TLSAttribute.tls_version).startswith("TLSv1.")
-            assert stream.extra(TLSAttribute.peer_certificate_binary)
-            with pytest.raises(NotImplementedError):
-                await stream.send_eof()
+    async with (
+        trioconn.TCPConnector(ssl=client_ssl) as connector,
+        await ours.ByteStreamConnectable(connector, f"tls://127.0.0.1:{server.port}").connect() as stream,
+    ):
+        await stream.send(b"hello")
+        assert await stream.receive() == b"hello"
+        assert stream.extra(TLSAttribute.tls_version).startswith("TLSv1.")
+        assert stream.extra(TLSAttribute.peer_certificate_binary)
+        with pytest.raises(NotImplementedError):
+            await stream.send_eof()

@@ -79,20 +79,23 @@ async def test_cancelled_handshake_leaves_no_socket(tcp_server: Any, no_fd_leak:
         while await stream.receive_some():
             pass
 
-    async with tcp_server(mute) as port, trioconn.TCPConnector(limit=0) as connector:
-        async with httpcore2.AsyncConnectionPool(network_backend=ours.NetworkBackend(connector)) as pool:
-            for _ in range(3):
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(pool.request, "GET", f"https://127.0.0.1:{port}")
-                    while not connector.statistics().leased:
-                        await trio.lowlevel.checkpoint()
-                    await trio.testing.wait_all_tasks_blocked()
-                    nursery.cancel_scope.cancel()
-                assert connector.statistics().open == 0
-            timeout = {"timeout": {"connect": 0.05}}
-            with pytest.raises(httpcore2.ConnectTimeout):
-                await pool.request("GET", f"https://127.0.0.1:{port}", extensions=timeout)
+    async with (
+        tcp_server(mute) as port,
+        trioconn.TCPConnector(limit=0) as connector,
+        httpcore2.AsyncConnectionPool(network_backend=ours.NetworkBackend(connector)) as pool,
+    ):
+        for _ in range(3):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(pool.request, "GET", f"https://127.0.0.1:{port}")
+                while not connector.statistics().leased:
+                    await trio.lowlevel.checkpoint()
+                await trio.testing.wait_all_tasks_blocked()
+                nursery.cancel_scope.cancel()
             assert connector.statistics().open == 0
+        timeout = {"timeout": {"connect": 0.05}}
+        with pytest.raises(httpcore2.ConnectTimeout):
+            await pool.request("GET", f"https://127.0.0.1:{port}", extensions=timeout)
+        assert connector.statistics().open == 0
 
 
 async def test_unix_socket(tmp_path: Any) -> None:

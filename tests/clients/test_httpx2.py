@@ -201,6 +201,36 @@ async def test_what_was_not_read_to_its_end_is_closed(http_server: Servers, how:
         assert server.connections == 2
 
 
+async def test_response_that_was_closed_meanwhile_does_not_look_complete(http_server: Servers) -> None:
+    async def answer(peer: Any) -> None:
+        await peer.request()
+        await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello")
+        await peer.read_all()
+
+    async with (
+        http_server(answer) as server,
+        client() as http,
+        http.stream("GET", server.url) as response,
+        contextlib.aclosing(response.aiter_raw()) as chunks,
+    ):
+        assert await anext(chunks) == b"hello"
+        await response.stream.aclose()
+        with pytest.raises(httpx2.ReadError, match="closed"):
+            await anext(chunks)
+
+
+async def test_response_that_nobody_closes_gives_its_slot_back(http_server: Servers) -> None:
+    async with http_server() as server, client(limit=1) as http:
+        request = http.build_request("GET", server.url)
+        response = await http.send(request, stream=True)
+        gone = [request, response]
+        del response, request
+        with pytest.warns(ResourceWarning, match="never released"):
+            gone.clear()
+        assert (await http.get(server.url)).text == "hello"
+        assert server.connections == 2
+
+
 async def test_response_without_a_body_need_not_be_read(http_server: Servers) -> None:
     async def answer(peer: Any) -> None:
         while await peer.request() is not None:
@@ -344,15 +374,18 @@ async def test_connect_timeout(autojump_clock: Any, pool: float | None) -> None:
 
 
 async def test_pool_timeout(http_server: Servers, autojump_clock: Any) -> None:
-    async with http_server(mute) as server, client(limit=1, timeout=httpx2.Timeout(None, connect=9, pool=4)) as http:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(http.get, server.url)
-            await trio.sleep(1)
-            began = trio.current_time()
-            with pytest.raises(httpx2.PoolTimeout):
-                await http.get(server.url)
-            assert trio.current_time() - began == pytest.approx(4)
-            nursery.cancel_scope.cancel()
+    async with (
+        http_server(mute) as server,
+        client(limit=1, timeout=httpx2.Timeout(None, connect=9, pool=4)) as http,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(http.get, server.url)
+        await trio.sleep(1)
+        began = trio.current_time()
+        with pytest.raises(httpx2.PoolTimeout):
+            await http.get(server.url)
+        assert trio.current_time() - began == pytest.approx(4)
+        nursery.cancel_scope.cancel()
 
 
 async def test_time_in_the_queue_is_not_time_to_connect(http_server: Servers, autojump_clock: Any) -> None:
@@ -585,6 +618,45 @@ async def test_trace(http_server: Servers) -> None:
         names.clear()
         await http.get(server.url, extensions={"trace": trace})
         assert names == steps
+
+
+async def test_trace_of_failures(http_server: Servers) -> None:
+    names: list[str] = []
+
+    async def trace(name: str, info: dict[str, Any]) -> None:
+        names.append(name)
+
+    async def answer(peer: Any) -> None:
+        await peer.request()
+
+    async with http_server(answer) as server, client() as http:
+        with pytest.raises(httpx2.RemoteProtocolError):
+            await http.get(server.url, extensions={"trace": trace})
+        assert names[-2:] == ["http11.receive_response_headers.started", "http11.receive_response_headers.failed"]
+    names.clear()
+    async with client() as http:
+        with pytest.raises(httpx2.ConnectError):
+            await http.get(server.url, extensions={"trace": trace})
+    assert names == ["connection.connect_tcp.started", "connection.connect_tcp.failed"]
+
+
+async def test_trace_of_tls(threaded_tls_server: Any, client_ssl: ssl.SSLContext) -> None:
+    names: list[str] = []
+
+    async def trace(name: str, info: dict[str, Any]) -> None:
+        names.append(name)
+
+    server = threaded_tls_server(answer_tls)
+    async with client(ssl=client_ssl) as http:
+        await http.get(f"https://127.0.0.1:{server.port}", extensions={"trace": trace})
+        assert names[:4] == [
+            f"connection.{step}.{end}" for step in ("connect_tcp", "start_tls") for end in ("started", "complete")
+        ]
+    names.clear()
+    async with client() as http:  # does not know our authority
+        with pytest.raises(httpx2.ConnectError):
+            await http.get(f"https://127.0.0.1:{server.port}", extensions={"trace": trace})
+    assert names[-2:] == ["connection.start_tls.started", "connection.start_tls.failed"]
 
 
 async def test_target_extension(http_server: Servers) -> None:

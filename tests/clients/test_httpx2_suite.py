@@ -1,4 +1,4 @@
-"""httpx2's own client tests, with our transport in the place of its default one, on trio.
+"""httpx2's and httpx's own client tests, with our transport in the place of their default one, on trio.
 
 They are fetched when the test runs and are no part of this project. httpx2's source distributions have carried no tests
 so far; then those of httpx 0.28.1 are taken, from which httpx2 and its tests descend, and which differ in the name.
@@ -6,6 +6,7 @@ so far; then those of httpx 0.28.1 are taken, from which httpx2 and its tests de
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import re
 import socket
@@ -16,10 +17,7 @@ from pathlib import Path
 
 import pytest
 
-httpx2 = pytest.importorskip("httpx2")
-pytest.importorskip("trioconn.httpx2")
-
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.soak]
 
 FILES = ["tests/client", "tests/test_timeouts.py", "tests/test_auth.py", "tests/test_asgi.py", "tests/test_api.py"]
 
@@ -64,9 +62,10 @@ def anyio_backend():
 '''
 
 
-def fetch(folder: Path) -> Path | None:
+def fetch(folder: Path, library: str) -> Path | None:
     """The source tree of the first distribution that has tests, None if none can be had."""
-    for requirement in (f"httpx2=={httpx2.__version__}", "httpx==0.28.1"):
+    own = f"{library}=={importlib.metadata.version(library)}"
+    for requirement in dict.fromkeys([own, "httpx==0.28.1"]):
         name = requirement.split("==")[0]
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", name, "-d", folder, requirement]
         if subprocess.run(command, capture_output=True, timeout=80, check=False).returncode:
@@ -79,16 +78,17 @@ def fetch(folder: Path) -> Path | None:
     return None
 
 
-def test_httpx2_passes_its_own_client_tests(tmp_path: Path) -> None:
-    for module in ("uvicorn", "chardet", "cryptography"):
+@pytest.mark.parametrize("library", ["httpx2", "httpx"])
+def test_client_passes_its_own_tests(tmp_path: Path, library: str) -> None:
+    for module in (library, "uvicorn", "chardet", "cryptography"):
         pytest.importorskip(module)
-    tree = fetch(tmp_path)
+    tree = fetch(tmp_path, library)
     if tree is None:
         pytest.skip("no source distribution with tests can be had here")
     tests = tmp_path / "run" / "tests"
     tests.parent.mkdir()
     (tree / "tests").rename(tests)
-    for path in tests.rglob("*.py"):
+    for path in tests.rglob("*.py") if library == "httpx2" else ():
         path.write_text(re.sub(r"\b(httpx|httpcore)\b", r"\g<1>2", path.read_text(encoding="utf-8")), encoding="utf-8")
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
@@ -96,7 +96,8 @@ def test_httpx2_passes_its_own_client_tests(tmp_path: Path) -> None:
     text = conftest.read_text(encoding="utf-8")
     if "port=" not in text:
         text = text.replace('loop="asyncio")', f'loop="asyncio", port={port})')
-    conftest.write_text(text + PLUGIN, encoding="utf-8")
+    plugin = PLUGIN if library == "httpx2" else PLUGIN.replace("httpx2", "httpx")
+    conftest.write_text(text + plugin, encoding="utf-8")
     (tests.parent / "pytest.ini").write_text("[pytest]\nmarkers =\n    network\n    copied_from\n", encoding="utf-8")
     theirs, _ = run_suite(tests.parent, "theirs")
     ours, output = run_suite(tests.parent, "ours")

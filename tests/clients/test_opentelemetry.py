@@ -110,17 +110,18 @@ async def test_lookup_that_fails_has_an_error_type(reader: InMemoryMetricReader,
     assert observer._lookups == {}
 
 
-async def test_one_observer_of_several_connectors(
-    tcp_server: Any, reader: InMemoryMetricReader, provider: Any
-) -> None:
+async def test_one_observer_of_several_connectors(tcp_server: Any, reader: InMemoryMetricReader, provider: Any) -> None:
     observer = ours.MetricsObserver(provider)
-    async with tcp_server() as port, trioconn.TCPConnector(observers=[observer]) as one:
-        async with trioconn.TCPConnector(observers=[observer]) as other:
-            leases = [await connector.connect(f"http://127.0.0.1:{port}") for connector in (one, other)]
-            assert open_connections(reader) == {"active": 2}
-            leases[0].release()
-            assert open_connections(reader) == {"active": 1, "idle": 1}
-            leases[1].close()
+    async with (
+        tcp_server() as port,
+        trioconn.TCPConnector(observers=[observer]) as one,
+        trioconn.TCPConnector(observers=[observer]) as other,
+    ):
+        leases = [await connector.connect(f"http://127.0.0.1:{port}") for connector in (one, other)]
+        assert open_connections(reader) == {"active": 2}
+        leases[0].release()
+        assert open_connections(reader) == {"active": 1, "idle": 1}
+        leases[1].close()
     assert open_connections(reader) == {"active": 0, "idle": 0}
 
 
