@@ -81,6 +81,33 @@ def test_a_missing_extra_is_named() -> None:
     assert "Traceback" not in run.stderr
 
 
+def python(*arguments: str, stdout: int = subprocess.PIPE) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, *arguments],
+        cwd=Path(__file__).parents[2],
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_it_runs_as_a_module_and_a_reader_may_have_seen_enough() -> None:
+    with python("-m", "trioconn", "demo") as run:
+        assert run.stdout is not None and run.stderr is not None
+        run.stdout.readline()
+        run.stdout.close()  # as `| head -1` does
+        assert run.stderr.read() == ""
+        assert run.wait(60) != 0
+
+
+@pytest.mark.parametrize("command", ["demo", "get", "trace", "doctor"])
+def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([command, "--help"])
+    assert caught.value.code == 0
+    assert f"trioconn {command}" in capsys.readouterr().out
+
+
 def test_no_arguments_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main([])

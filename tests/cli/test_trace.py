@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +15,8 @@ import jsonschema
 import pytest
 
 from trioconn._cli import main
-from trioconn._cli.trace import FixedResolver
+from trioconn._cli.terminal import Look
+from trioconn._cli.trace import FixedResolver, show
 
 if TYPE_CHECKING:
     import trustme
@@ -199,3 +202,52 @@ async def test_resolve_keeps_the_order_it_was_given() -> None:
     assert [one.address for one in await resolver.resolve("a.test", family=socket.AF_INET)] == ["127.0.0.1"]
     assert not resolver.splits("a.test")
     await resolver.aclose()
+
+
+def test_on_a_terminal_without_rich_the_screen_is_plain(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Look, "of", lambda stream: Look(colour=True))
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    show([[("total", "bold"), (" 5 ms", None)]])
+    assert capsys.readouterr().out == "total 5 ms\n"
+
+
+def test_a_picture_needs_rich_and_says_so(monkeypatch: pytest.MonkeyPatch, trace: Trace) -> None:
+    module = importlib.import_module("trioconn._cli.trace")  # the package has a function of that name
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    code, _, err = trace("https://a.test", "--svg", "x.svg")
+    assert code == 2
+    assert 'pip install "trioconn[cli]"' in err
+
+
+@pytest.mark.parametrize("by", ["option", "environment"])
+def test_a_refused_https_proxy_is_looked_at_and_told_nothing(
+    by: str,
+    threaded_tls_server: Callable[..., Any],
+    document: Any,
+    ca_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    heard: list[bytes] = []
+
+    def proxy(sock: Any) -> None:
+        heard.append(sock.recv(65536))
+        sock.sendall(b"HTTP/1.1 407 No\r\nContent-Length: 0\r\n\r\n")
+
+    url = f"https://user:hunter2@localhost:{threaded_tls_server(proxy).port}"
+    arguments = ["https://a.test", "--proxy", url]
+    if by == "environment":
+        monkeypatch.setenv("https_proxy", url)
+        arguments = ["https://a.test"]
+    refused = document(*arguments)
+    assert refused["exit_code"] == 50
+    [shown] = refused["presented"]
+    assert shown["hop"] == 0 and "localhost" in shown["names"]
+    assert any("--proxy-cacert FILE" in hint for hint in refused["hints"])
+    assert not any(heard), "neither login nor target may reach a proxy that is not trusted"
+    heard.clear()
+    trusted = document(*arguments, "--proxy-cacert", ca_file)
+    assert trusted["exit_code"] == 40
+    assert any("give the proxy a login" in hint for hint in trusted["hints"])
+    assert heard[0].startswith(b"CONNECT a.test:443 ") and b"Proxy-Authorization: Basic" in heard[0]

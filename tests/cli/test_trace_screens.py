@@ -220,9 +220,23 @@ def nothing_found() -> Tape:
     return tape
 
 
+def the_second_fails() -> Tape:
+    """The dial that is shown is the one that went wrong."""
+    tape = dead_ipv6()
+    tape.dial = 2
+    error = trioconn.ConnectError("cannot connect to example.test at 93.184.216.34: Connection refused", errno=111)
+    tape(5.0, events.DialStarted)
+    tape(5.0, events.CacheHit, host="example.test")
+    tape(5.0, events.AttemptStarted, index=0, address=V4)
+    tape(5.001, events.AttemptFailed, index=0, error=error)
+    tape(5.001, events.DialFailed, error=error, stage=error.stage)
+    tape.recording.uses.append(Use(1005.0, 1005.001, None, error))
+    return tape
+
+
 SCENES: list[Callable[[], Tape]] = [
     dead_ipv6, mute_tls_server, wrong_certificate, unknown_issuer, refusing_proxy, working_chain, repeated,
-    nothing_found,
+    nothing_found, the_second_fails,
 ]  # fmt: skip
 
 

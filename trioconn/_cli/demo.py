@@ -6,10 +6,7 @@ that does not hold is shown as such, and the exit code is 1.
 
 from __future__ import annotations
 
-import os
-import socket
 import sys
-import textwrap
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
@@ -18,6 +15,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from .. import CertificateError, Connection, ConnectorStatistics, TCPConnector, TLSInfo, UnixConnector, events
+from .demo_screen import Screen, Sockets, living_tasks, open_descriptors
 from .demo_servers import HOST, Names, Servers, servers
 from .demo_traces import play
 from .options import run
@@ -31,7 +29,6 @@ if TYPE_CHECKING:
 _PATIENCE = 10.0  # seconds; nothing here takes one
 _RACE_DELAY = 0.25  # seconds: the connector's default, and RFC 8305's recommendation
 _LIMIT = 2
-_WIDTH = 96
 _CLIENTS = 10
 
 
@@ -52,70 +49,13 @@ def demo(parse: Parse | None = None) -> int:
     return screen.end()
 
 
-class Screen:
-    """Where scenes are shown, and claims counted."""
-
-    def __init__(self, look: Look) -> None:
-        self._look = look
-        self._true = self._false = 0
-
-    def scene(self, title: str, code: str) -> None:
-        """Begin a scene: what happens, and the line of code that does it."""
-        print()
-        print(self._look(title, "bold"))
-        print("  " + self._look(code, "blue"))
-
-    def claim(self, true: bool, text: str) -> None:
-        """Say `text`, and whether it is true."""
-        self._true += true
-        self._false += not true
-        mark = self._look("✓", "good") if true else self._look("✗", "bad")
-        print(f"  {mark} {self._look(text, None if true else 'bad')}", flush=True)
-
-    def note(self, text: str) -> None:
-        """Say something that needs no proof."""
-        for line in textwrap.wrap(text, _WIDTH):
-            print("    " + self._look(line, "dim"), flush=True)
-
-    def row(self, *columns: str) -> None:
-        """A row of a table."""
-        print("    " + self._look("".join(f"{column:<18}" for column in columns[:-1]) + columns[-1]), flush=True)
-
-    def end(self) -> int:
-        """The last line, and the exit code."""
-        print()
-        if self._false:
-            print(self._look(f"{self._false} of {self._true + self._false} claims did not hold.", "bad"))
-            return 1
-        print(self._look(f"All {self._true} claims were checked, and hold.", "good"))
-        print(self._look("Next: trioconn demo --trace, or get, trace, doctor with --help.", "dim"))
-        return 0
-
-
-class Sockets:
-    """Every socket that the demo's connector makes, so that it can be shown that none is left."""
-
-    def __init__(self) -> None:
-        self._made: list[socket.socket] = []
-
-    def make(self, info: tuple[int, int, int, str, object]) -> socket.socket:
-        """A ``socket_factory``."""
-        made = socket.socket(*info[:3])
-        self._made.append(made)
-        return made
-
-    def counts(self) -> tuple[int, int]:
-        """How many were made, and how many are open."""
-        return len(self._made), sum(made.fileno() >= 0 for made in self._made)
-
-
 async def _play(screen: Screen, authority: trustme.CA) -> None:
-    tasks, descriptors = _tasks(), _descriptors()
+    tasks, descriptors = living_tasks(), open_descriptors()
     sockets = Sockets()
     heard: list[events.Event] = []
     with trio.fail_after(_PATIENCE):
         async with servers(authority) as where:
-            standing = _tasks()
+            standing = living_tasks()
             async with TCPConnector(
                 ssl=where.trust,
                 limit_per_host=_LIMIT,
@@ -135,9 +75,9 @@ async def _play(screen: Screen, authority: trustme.CA) -> None:
                     await _shown(screen, scene)
                 held = await connector.connect(f"https://shop.test:{where.tls}")  # when the block ends, on purpose
             statistics = connector.statistics()
-            await _shutdown(screen, sockets, held, statistics, lambda: _tasks() <= standing)
-    after = _descriptors()
-    screen.claim(_tasks() == tasks, "servers ended too: no task is left that was not there before")
+            await _shutdown(screen, sockets, held, statistics, lambda: living_tasks() <= standing)
+    after = open_descriptors()
+    screen.claim(living_tasks() == tasks, "servers ended too: no task is left that was not there before")
     if descriptors is not None:
         screen.claim(after == descriptors, f"and no descriptor: {descriptors} open before, {after} after")
     _statistics(screen, statistics)
@@ -364,15 +304,3 @@ def _statistics(screen: Screen, statistics: ConnectorStatistics) -> None:
 
 def _tally(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in sorted(counts.items())) or "none"
-
-
-def _tasks() -> int:
-    return trio.lowlevel.current_statistics().tasks_living
-
-
-def _descriptors() -> int | None:
-    """How many descriptors this process has open, where the system tells."""
-    for folder in ("/proc/self/fd", "/dev/fd"):
-        if os.path.isdir(folder):
-            return len(os.listdir(folder))
-    return None

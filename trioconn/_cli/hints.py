@@ -14,14 +14,20 @@ _ISSUERS: Final = (18, 19, 20, 21)
 def hints(document: dict[str, Any]) -> list[str]:
     """The hints for `document`, which lacks only them."""
     found: list[str] = []
-    if document["dials"]:
-        dial = document["dials"][0]
+    dial = shown_dial(document)
+    if dial is not None:
         error = dial["error"]
         if error is not None:
             found += _about_failure(document, dial, error)
         found += _about_race(dial)
         found += _about_certificates(dial)
     return found
+
+
+def shown_dial(document: dict[str, Any]) -> dict[str, Any] | None:
+    """The dial that is told about: the first that failed, else the first."""
+    dials: list[dict[str, Any]] = document["dials"]
+    return next((dial for dial in dials if dial["error"] is not None), dials[0] if dials else None)
 
 
 def _about_failure(document: dict[str, Any], dial: dict[str, Any], error: dict[str, Any]) -> list[str]:

@@ -19,6 +19,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any, Final, TypeAlias
 
+from .hints import shown_dial
 from .recording import Document
 from .terminal import Style
 
@@ -37,9 +38,9 @@ _OUTCOMES: Final[dict[str, Style]] = {"won": "good", "failed": "bad", "lost": "d
 def screen(document: Document) -> list[Line]:
     """The whole screen."""
     lines: list[Line] = [*_head(document)]
-    dials = document["dials"]
-    if dials:
-        lines += _dial(document, dials[0])
+    dial = shown_dial(document)
+    if dial is not None:
+        lines += _dial(document, dial)
     if len(document["uses"]) > 1:
         lines += _uses(document)
     for hint in document["hints"]:
@@ -304,4 +305,4 @@ def as_json(document: dict[str, Any]) -> str:
     """The document for machines."""
     import json
 
-    return json.dumps(document, indent=2, ensure_ascii=False)
+    return json.dumps(document, indent=2)  # in ASCII: no console's encoding can spoil it
