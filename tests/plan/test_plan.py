@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import ssl
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 import trio
@@ -447,6 +447,18 @@ def test_a_connector_of_ones_own_gets_the_same_routes() -> None:
     for option in ({"proxy": "http://p.test"}, {"local_addr": ("127.0.0.1", 0)}):
         with pytest.raises(InvalidTargetError):
             own.route("https://a.test", **option)
+
+
+def test_a_connector_of_ones_own_may_have_schemes_of_its_own() -> None:
+    class Queue(Own):
+        schemes: ClassVar[frozenset[str]] = frozenset({"queue", "tcp"})
+
+    route = Queue().route("queue://a.test:5")
+    assert (route.scheme, route.host, route.port, route.is_ssl, kinds(route)) == ("queue", "a.test", 5, False, [])
+    with pytest.raises(InvalidTargetError, match="needs a port"):
+        Queue().route("queue://a.test")
+    with pytest.raises(InvalidTargetError, match="it takes queue, tcp"):
+        Queue().route("https://a.test")
 
 
 async def test_a_route_is_accepted_by_its_maker_only() -> None:

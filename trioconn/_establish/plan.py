@@ -21,6 +21,7 @@ wss                          TLS         TLS          CONNECT, TLS        tunnel
 tcp                          plain       plain        CONNECT             tunnelled              none: must be given
 tls                          TLS         TLS          CONNECT, TLS        tunnelled, TLS         none: must be given
 unix, npipe                  --          plain        --                  --                     no port
+a subclass's own             plain       --           --                  --                     none: must be given
 ===========================  ==========  ===========  ==================  =====================  =====================
 
 Every proxy of a chain but the last is tunnelled through, and an https proxy is spoken to in TLS of its own.
@@ -92,6 +93,7 @@ SCHEMES: Mapping[str, Scheme] = {
     "npipe": Scheme(tls=False, port=None, needs_host=False),
 }
 """The one place where a scheme becomes TLS or not."""
+_OTHER = Scheme(tls=False, port=None)  # of a subclass's own: what it means is known to its create_stream
 
 NETWORK_SCHEMES = frozenset({"http", "https", "ws", "wss", "tcp", "tls"})
 
@@ -140,7 +142,7 @@ def plan(settings: Settings, target: object, options: Options = NO_OPTIONS) -> R
       AddressDeniedError: there is an address policy, and a proxy would resolve the name out of its sight.
     """
     scheme_name, host, given_port = _target(settings, target)
-    scheme = SCHEMES[scheme_name]
+    scheme = SCHEMES.get(scheme_name, _OTHER)
     port = scheme.port if given_port is None else check_port(given_port)
     if port is None and settings.kind in ("tcp", "custom"):
         raise InvalidTargetError(f"{scheme_name}:// needs a port, as in {scheme_name}://{host}:9000")
@@ -205,7 +207,7 @@ def _target(settings: Settings, target: object) -> tuple[str, Host | None, objec
                 f"{url.scheme}://{url.host}: a target has no user or password; they belong into the request's headers"
             )
         scheme, host, port = url.scheme, url.host, cast("object", url.port)
-        if not SCHEMES.get(scheme, SCHEMES["http"]).needs_host:
+        if not SCHEMES.get(scheme, _OTHER).needs_host:
             _check_own_path(settings, url)
     else:
         try:
@@ -220,11 +222,11 @@ def _target(settings: Settings, target: object) -> tuple[str, Host | None, objec
             raise InvalidTargetError(f"scheme must be a str, not {type(raw_scheme).__name__}")
         scheme = raw_scheme.lower()
         host = None if raw_host is None or raw_host == "" else parse_host(raw_host)
-    if scheme not in settings.schemes or scheme not in SCHEMES:
+    if scheme not in settings.schemes:
         raise InvalidTargetError(
             f"scheme {shown(scheme)!r} is not known to this connector: it takes {', '.join(sorted(settings.schemes))}"
         )
-    if host is None and SCHEMES[scheme].needs_host:
+    if host is None and SCHEMES.get(scheme, _OTHER).needs_host:
         raise InvalidTargetError(f"{scheme}:// needs a host, as in {scheme}://example.org")
     return scheme, host, port
 
