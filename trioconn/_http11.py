@@ -49,6 +49,9 @@ JOINED_MOST: Final = 65536
 HEAD_MOST: Final = 102400
 """The largest head of a response, or line of a chunk, that is accepted; that of httpcore."""
 
+INFORMATIONAL_MOST: Final = 100
+"""How many informational responses may come before the final one."""
+
 CONTINUE_TIMEOUT: Final = 1.0
 """Seconds to wait for ``100 Continue``: RFC 9110, 10.1.1 forbids waiting for ever, and this is curl's figure."""
 
@@ -117,7 +120,7 @@ class Exchange:
 
     __slots__ = (
         "_answered", "_broken", "_checked", "_complete", "_doing", "_ended", "_failure", "_h11", "_head", "_idle_for",
-        "_lease", "_over", "_read", "_request", "_sent", "_stream", "_trace", "_write",
+        "_informational", "_lease", "_over", "_read", "_request", "_sent", "_stream", "_trace", "_write",
     )  # fmt: skip
 
     def __init__(
@@ -143,6 +146,7 @@ class Exchange:
         self._broken = False  # no more can be sent
         self._ended = False  # the server ended the connection, or it broke
         self._idle_for: float | None = None
+        self._informational = 0  # how many informational responses came
         self._over = False  # the lease is over
         self._complete = False  # and the response was complete
         self._doing = ""  # the step that is traced
@@ -360,13 +364,13 @@ class Exchange:
         """Whether the head of a final answer is there, or it is certain that none will come."""
         if self._head is not None or self._failure is not None:
             return True
-        while True:
+        while self._failure is None:
             try:
                 event = self._h11.next_event()
             except h11.RemoteProtocolError as error:
                 self._failure = Failure("RemoteProtocolError", str(error))
                 self._failure.__cause__ = error
-                return True
+                break
             if isinstance(event, h11.Response) or (
                 isinstance(event, h11.InformationalResponse) and event.status_code == 101
             ):
@@ -375,6 +379,10 @@ class Exchange:
                 return True
             if not isinstance(event, h11.InformationalResponse):
                 return False
+            self._informational += 1
+            if self._informational > INFORMATIONAL_MOST:
+                self._failure = Failure("RemoteProtocolError", "the server sends informational responses without end")
+        return True
 
     async def _receive_head(self) -> Head:
         while not self._arrived():

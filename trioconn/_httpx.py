@@ -91,7 +91,7 @@ class Host:
 class Patience:
     """Whether a request waits for a slot or for a connection, and until when. An observer of its connect."""
 
-    __slots__ = ("_connect", "_dial", "_pool", "connecting", "dialled", "scope")
+    __slots__ = ("_connect", "_dial", "_pool", "connecting", "scope")
 
     def __init__(self, scope: trio.CancelScope, pool: float | None, connect: float | None) -> None:
         self.scope = scope
@@ -99,16 +99,15 @@ class Patience:
         self._connect = connect
         self._dial = 0
         self.connecting = False
-        self.dialled = False
         scope.deadline = self._pool
 
     def __call__(self, event: events.Event) -> None:
-        if isinstance(event, events.DialStarted):
-            if not self.connecting:
-                self.connecting = self.dialled = True
+        if not self.connecting:
+            if isinstance(event, events.DialStarted):
+                self.connecting = True
                 self._dial = event.dial
                 self.scope.deadline = math.inf if self._connect is None else event.at + self._connect
-        elif self.connecting and isinstance(event, events.DialFailed | events.DialAborted) and event.dial == self._dial:
+        elif isinstance(event, events.DialFailed | events.DialAborted) and event.dial == self._dial:
             # Its failure was an older waiter's; ours goes on, and is one for a slot again.
             self.connecting = False
             self.scope.deadline = self._pool

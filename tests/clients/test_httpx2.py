@@ -581,6 +581,18 @@ async def test_informational_answers_are_skipped(http_server: Servers, small: by
         assert server.connections == 1
 
 
+async def test_informational_answers_without_end_are_an_error(http_server: Servers) -> None:
+    async def answer(peer: Any) -> None:
+        await peer.request()
+        while True:
+            await peer.send(b"HTTP/1.1 103 Early Hints\r\n\r\n" * 10)
+
+    async with http_server(answer) as server, client() as http:
+        with pytest.raises(httpx2.RemoteProtocolError, match="without end"):
+            await http.get(server.url)
+        assert connector_of(http).statistics().open == 0
+
+
 # ---- extensions ------------------------------------------------------------------------------------------------------
 
 
