@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import os
 import ssl
 import tempfile
@@ -34,7 +34,7 @@ class Authority:
         return context
 
     def expired(self, *names: str) -> ssl.SSLContext:
-        return self.server(*names, not_after=datetime.datetime(2020, 1, 2, tzinfo=datetime.UTC))
+        return self.server(*names, not_after=dt.datetime(2020, 1, 2, tzinfo=dt.UTC))
 
     def client(self, identity: str | None = None) -> ssl.SSLContext:
         """A context that trusts this CA; with an `identity`, it has a client certificate with that name."""
@@ -106,10 +106,11 @@ def way(ca1: Authority, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Abstra
     async def make(path: str, context: Any, *args: Any, **options: Any) -> AsyncIterator[Way]:
         proxies = Proxies(ca1.server("proxy.test"))
         made = dict(options)
+        raw = made.pop("raw", None)
         with ExitStack() as stack:
             # Not pytest's own folder: with its name a Unix socket's path may be too long.
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="tc-"))
-            server = Peer(context, *args, path=os.path.join(folder, "s") if path == "unix" else None)
+            server = Peer(context, *args, raw=raw, path=os.path.join(folder, "s") if path == "unix" else None)
             stack.enter_context(server)
             async with proxies.running():
                 if path == "unix":

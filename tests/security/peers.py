@@ -142,6 +142,8 @@ class Peer:
                 return
             # With a timeout the calls of `ssl` do not block inside OpenSSL, so that a test may send from its thread.
             sock.settimeout(20)
+            if self.path is None:  # what a test sends has to be there at once
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             visit = Visit(sock)
             self.visits.append(visit)
             self._start(self._serve, visit, len(self.visits) - 1)
@@ -263,13 +265,15 @@ class Proxies:
 
     Attributes:
       heads: what the HTTP proxies were told.
-      socks: (user, password, target) that the SOCKS proxy was told.
+      socks: (user, password, host, port) that the SOCKS proxy was told.
+      clients: the certificates that clients showed to the HTTP proxy behind TLS.
     """
 
     context: ssl.SSLContext | None = None
     ports: dict[str, int] = field(default_factory=dict)
     heads: list[bytes] = field(default_factory=list)
     socks: list[tuple[bytes | None, bytes | None, bytes, int]] = field(default_factory=list)
+    clients: list[dict[str, Any] | None] = field(default_factory=list)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Self]:
@@ -287,7 +291,10 @@ class Proxies:
 
     async def _https(self, stream: trio.abc.Stream) -> None:
         assert self.context is not None
-        await self._http(trio.SSLStream(stream, self.context, server_side=True))
+        secured = trio.SSLStream(stream, self.context, server_side=True)
+        await secured.do_handshake()
+        self.clients.append(secured.getpeercert())
+        await self._http(secured)
 
     async def _http(self, stream: trio.abc.Stream) -> None:
         head = await read_head(stream)

@@ -220,7 +220,7 @@ async def test_a_policy_change_means_a_full_handshake(way: Any, ca1: Authority, 
     async with way("direct", ca1.server(version=version), force_close=True, ssl=context) as w:
         assert [await visit(w) for _ in range(2)] == [False, True]
         for change in (
-            lambda: setattr(context, "minimum_version", version),
+            lambda: setattr(context, "options", context.options | ssl.OP_NO_RENEGOTIATION),
             lambda: setattr(context, "verify_flags", context.verify_flags | ssl.VerifyFlags.VERIFY_X509_STRICT),
             # Not the number of authorities: Python can only add some, and OpenSSL adds them as it meets them.
         ):
@@ -378,7 +378,7 @@ while True:
 
 @pytest.fixture
 def stdlib(ca1: Authority, tmp_path: Path) -> Iterator[Callable[[ssl.TLSVersion], int]]:
-    """``stdlib(version)``: the port of a threaded server on `ssl`, in a process of its own: it must not take our GIL."""
+    """``stdlib(version)``: the port of a threaded server on `ssl`, in a process of its own, with a GIL of its own."""
     pem = tmp_path / "pem"
     ca1.ca.issue_cert("a.test").private_key_and_cert_chain_pem.write_to_path(str(pem))
     with contextlib.ExitStack() as stack:
@@ -400,7 +400,7 @@ def stdlib(ca1: Authority, tmp_path: Path) -> Iterator[Callable[[ssl.TLSVersion]
 async def test_what_resumption_saves(
     request: pytest.FixtureRequest, ca1: Authority, server: str, version: ssl.TLSVersion, most: float
 ) -> None:
-    """The CPU that a handshake costs the client's thread, with an ECDSA P-256 certificate: full and resumed in turns."""
+    """The CPU that a handshake costs the client's thread, with an ECDSA P-256 certificate, full and resumed."""
     port = request.getfixturevalue(server)(version)
     context = ca1.client()
     step = TLSStep(ContextTrust.of(context), "a.test")
