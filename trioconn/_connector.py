@@ -394,6 +394,13 @@ class BaseConnector:
         record = shell.take(route)
         if record is None:
             record = await shell.wait(route, hearing)
+        if route.contexts:
+            # Again: other tasks ran meanwhile, and may have changed what this one asked for.
+            try:
+                check_current(route)
+            except BaseException:
+                shell.drop(record, "error")
+                raise
         record.connection.where = where
         lease = Connection(shell, record, record.connection)
         if hearing or self._attentive or shell.audience.active:

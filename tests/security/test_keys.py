@@ -391,3 +391,51 @@ async def test_a_key_log_by_the_environment(
         assert "CLIENT_TRAFFIC_SECRET_0" in text
         await use(w.connector, w.target("https"))  # a caller's context is left as it is
         assert log.read_text() == text
+
+
+@pytest.mark.security(65)
+@pytest.mark.parametrize("granted", ["a connection", "an attempt"])
+async def test_a_policy_changed_while_somebody_waits(way: Any, ca1: Authority, granted: str) -> None:
+    """Who asked under one policy is not given, under another, what was made before."""
+    context = ca1.client()
+    outcome: list[BaseException] = []
+    async with way("direct", ca1.server(), ssl=context, limit=1) as w:
+        holder = await w.connector.connect(w.target("https" if granted == "a connection" else "tcp"))
+
+        async def wait() -> None:
+            with pytest.raises(trioconn.InvalidTargetError, match="changed") as caught:
+                await w.connector.connect(w.target("https"))
+            outcome.append(caught.value)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait)
+            await trio.testing.wait_all_tasks_blocked()
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+            holder.release() if granted == "a connection" else holder.close()
+        assert len(outcome) == 1
+        w.check_closed()
+
+
+@pytest.mark.security(65)
+async def test_a_policy_changed_in_the_checkpoint_of_connect(way: Any, ca1: Authority) -> None:
+    context = ca1.client()
+    async with way("direct", ca1.server()) as w:
+        route = w.connector.route(w.target("https"), ssl=context)
+
+        async def change() -> None:
+            context.check_hostname = False
+
+        async def ask() -> None:
+            with pytest.raises(trioconn.InvalidTargetError, match="changed"):
+                await w.connector.connect(route)
+
+        for _ in range(10):  # trio shuffles who comes first
+            context.check_hostname = True
+            async with await w.connector.connect(route) as conn:
+                await ping(conn)
+                conn.release()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(ask)
+                nursery.start_soon(change)
+        assert 1 <= len(w.peer.visits) <= 10
