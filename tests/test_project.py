@@ -69,6 +69,7 @@ ORDER = """
     _watch
     _connection
     _attempt
+    _alarm
     _shell
     _connector
     _connectors

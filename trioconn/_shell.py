@@ -36,8 +36,9 @@ import trio
 from trio.lowlevel import enable_ki_protection
 
 from . import events
+from ._alarm import Alarm, Impatience
 from ._attempt import Dialler, ProtocolFactory, explained, make, timed_out
-from ._connection import Held, place
+from ._connection import Held
 from ._errors import ConnectError, ConnectorClosedError, replica
 from ._establish.dial import Dialling
 from ._observing import Audience, Observer
@@ -50,9 +51,6 @@ logger = logging.getLogger("trioconn.connector")
 AnyRecord: TypeAlias = Record[Route, Held]
 AnyAttempt: TypeAlias = Attempt[Route]
 Orders: TypeAlias = "Iterable[Order[Route, Waiter, Held]]"
-
-_WARNING_INTERVAL = 60.0  # seconds
-_HOLDERS_NAMED = 5
 
 
 class Waiter:
@@ -136,12 +134,10 @@ class Shell:
         self._nursery: trio.Nursery | None = None
         self._context: contextvars.Context | None = None
         self._watch: Watch[AnyRecord] | None = None
-        self._timer = trio.CancelScope()  # around the task that keeps time
+        self._alarm = Alarm()
+        self._impatience = Impatience(pool, habits.connect_timeout)
         self._watcher = trio.CancelScope()
         self._farewells: set[trio.CancelScope] = set()  # cancelled when closing has to be quick
-        self._alarm: trio.CancelScope | None = None  # what the timer sleeps in
-        self._armed = math.inf  # when it will wake
-        self._warn_at = math.inf
         self._busy = 0  # attempts and farewells, whose end `close` waits for
         self._at_rest = trio.Event()
         self._runs: dict[AnyAttempt, Run] = {}
@@ -164,7 +160,7 @@ class Shell:
         # Of this run's clock: half of what trio.current_time() takes, which looks for the run first.
         self.clock = trio.lowlevel.current_clock().current_time
         self._context = contextvars.copy_context()
-        nursery.start_soon(self._keep_time, name="trioconn timer")
+        nursery.start_soon(self._alarm.run, self._time_is_up, name="trioconn timer")
         nursery.start_soon(self._keep_watch, name="trioconn watch")
         return nursery
 
@@ -224,7 +220,7 @@ class Shell:
             if lease is not None:
                 lease.connector_closed()
         self.audience.tell()
-        self._timer.cancel()
+        self._alarm.stop()
         self._watcher.cancel()
 
     @enable_ki_protection
@@ -274,7 +270,8 @@ class Shell:
         outcome = "failed"
         try:
             self.obey(self.pool.wanted(waiter, route, now))
-            self._plan_warning(now)
+            self._impatience.somebody_waits(now)
+            self._alarm.bring_forward(self._impatience.due)
             while True:
                 await waiter.receive.receive()
                 if waiter.error is not None:
@@ -294,7 +291,7 @@ class Shell:
         finally:
             waiter.error = None  # it holds this frame, which holds the waiter
             if not self.pool.waiting:
-                self._unplan_warning()
+                self._stop_worrying()
             if self.audience.active:
                 self._queue_ended(waiter, outcome)
 
@@ -320,6 +317,14 @@ class Shell:
         self._close(held, (held.stream.probe_reason or "stray bytes") if fresh else "age")
         self.obey(self.pool.bounced(waiter, record, now))
         return None
+
+    def _stop_worrying(self) -> None:
+        # Nobody waits. Left where it is, the alarm would make the clock of a test run on to where nothing happens.
+        planned = self._impatience.due
+        self._impatience.nobody_waits()
+        if planned <= self._alarm.at < math.inf:
+            self._alarm.set(math.inf)
+            self._arm()
 
     def _give_up(self, waiter: Waiter) -> None:
         if waiter.record is not None:
@@ -385,7 +390,7 @@ class Shell:
                 self.audience.add(released)
             self.obey(orders)
             return
-        if record.due < self._armed:  # rarely: others became idle before it
+        if record.due < self._alarm.at:  # rarely: others became idle before it
             self._arm()
         if released is not None:
             self.audience.tell_lease(released)
@@ -610,27 +615,15 @@ class Shell:
 
     # ---- the standing tasks ------------------------------------------------------------------------------------------
 
-    @enable_ki_protection
-    async def _keep_time(self) -> None:
-        """Sleep until the next real deadline: a periodic tick would make the clocks of tests run."""
-        with self._timer:
-            while True:
-                with trio.CancelScope(deadline=self._armed) as self._alarm:
-                    await trio.sleep_forever()
-                self._armed = math.inf
-                now = trio.current_time()
-                self._warn_if_starving(now)
-                self.obey(self.pool.expired(now))  # which arms the timer again
+    def _time_is_up(self) -> None:
+        now = trio.current_time()
+        self._impatience.look(now)
+        self.obey(self.pool.expired(now))  # which sets the alarm again
 
     def _arm(self) -> None:
-        """See to it that the timer wakes at the next deadline. It may wake earlier, never later."""
         deadline = self.pool.deadline()
-        if deadline is None or deadline > self._warn_at:
-            deadline = self._warn_at
-        if deadline < self._armed:
-            self._armed = deadline
-            if self._alarm is not None:
-                self._alarm.deadline = deadline
+        due = self._impatience.due
+        self._alarm.bring_forward(due if deadline is None or deadline > due else deadline)
 
     @enable_ki_protection
     async def _keep_watch(self) -> None:
@@ -642,44 +635,6 @@ class Shell:
                     held = record.connection
                     if record.state == "idle" and not held.is_clean():
                         self.drop(record, held.stream.probe_reason or "server closed")
-
-    def _plan_warning(self, now: float) -> None:
-        if self._warn_at == math.inf and self.habits.connect_timeout is not None and self.pool.waiting:
-            self._warn_at = now + self.habits.connect_timeout
-            self._arm()
-
-    def _unplan_warning(self) -> None:
-        # Nobody waits. Left where it is, it would make the clock of a test run on to a moment at which nothing happens.
-        planned, self._warn_at = self._warn_at, math.inf
-        if planned <= self._armed < math.inf:
-            self._armed = math.inf
-            if self._alarm is not None:
-                self._alarm.deadline = math.inf
-            self._arm()
-
-    def _warn_if_starving(self, now: float) -> None:
-        patience = self.habits.connect_timeout
-        if patience is None or now < self._warn_at:
-            return
-        self._warn_at = math.inf
-        oldest = self.pool.oldest_wait(now)
-        if not self.pool.waiting:
-            return
-        if oldest < patience or self.pool.idle or self.pool.connecting:
-            self._warn_at = now + (patience - oldest if oldest < patience else _WARNING_INTERVAL)
-            return
-        self._warn_at = now + _WARNING_INTERVAL
-        longest = sorted((record.connection for record in self.pool.leases()), key=lambda held: held.leased_at)
-        logger.warning(
-            "%d waiting, the first for %.0f s, while all %d connections are leased; longest held: %s",
-            self.pool.waiting,
-            oldest,
-            self.pool.leased,
-            "; ".join(
-                f"{held.route} for {now - held.leased_at:.0f} s, taken at {place(held.where)}"
-                for held in longest[:_HOLDERS_NAMED]
-            ),
-        )
 
 
 def can_say_goodbye(stream: object) -> bool:
