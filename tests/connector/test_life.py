@@ -125,6 +125,7 @@ def test_no_synchronous_life() -> None:
             cls(nonsense=1)
 
 
+@pytest.mark.aiohttp("tcp_connector_allowed_protocols")
 @pytest.mark.aiohttp("default_force_close")
 @pytest.mark.aiohttp("limit_property_default")
 @pytest.mark.aiohttp("limit_per_host_property_default")
@@ -373,6 +374,7 @@ async def use_until_closed_at(connector: trioconn.BaseConnector, target: str) ->
         await connector.connect(target)
 
 
+@pytest.mark.aiohttp("tcp_connector_close_abort_ssl_connections_in_conns")
 @pytest.mark.parametrize("abort", [False, True])
 async def test_a_cancelled_aclose_closes_all_the_same(
     abort: bool,
@@ -397,6 +399,9 @@ async def test_a_cancelled_aclose_closes_all_the_same(
     assert trio.current_time() - start == (0 if abort else 2)
 
 
+@pytest.mark.aiohttp("tcp_connector_ssl_shutdown_timeout_zero_not_passed")
+@pytest.mark.aiohttp("tcp_connector_ssl_shutdown_timeout_nonzero_passed")
+@pytest.mark.aiohttp("tcp_connector_ssl_shutdown_timeout_passed_to_create_connection")
 @pytest.mark.aiohttp("tcp_connector_close_abort_ssl_when_shutdown_timeout_zero")
 @pytest.mark.aiohttp("tcp_connector_ssl_shutdown_timeout")
 @pytest.mark.aiohttp("cleanup_closed")

@@ -451,7 +451,7 @@ OPS = (
 
 
 def run_program(data: bytes) -> Counter[str]:
-    """Run one program from its bytes. Returns what happened in it, counted; a finding is an exception with the steps."""
+    """Run one program. Returns what happened in it, counted; a finding is an exception, with the steps in its note."""
     program = Program(data)
     try:
         with fixed_order(program.seed), warnings.catch_warnings():

@@ -115,6 +115,7 @@ def test_nul_is_refused_though_the_resolver_takes_it() -> None:
         parse_host("localhost\0.evil.test")
 
 
+@pytest.mark.aiohttp("tcp_connector_rejects_non_canonical_ipv4_alias")
 @pytest.mark.security(73)
 @pytest.mark.parametrize("text", ["127.1", "0177.0.0.1", "0x7f.1", "2130706433", "0", "１２７.０.０.１"])
 def test_what_getaddrinfo_takes_as_address_is_refused(text: str) -> None:

@@ -42,6 +42,7 @@ DIRECT = [
 ]
 
 
+@pytest.mark.aiohttp("get_ssl_context1")
 @pytest.mark.parametrize(("url", "port", "steps"), DIRECT)
 def test_direct(tcp: TCPConnector, url: str, port: int, steps: list[str]) -> None:
     route = tcp.route(url)
