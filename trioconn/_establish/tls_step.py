@@ -17,7 +17,7 @@ import trio
 
 from .. import events
 from .._errors import CertificateError, FingerprintMismatchError, InvalidTargetError, TLSError
-from .._route import Fingerprint, TLSStep
+from .._route import TARGET, Fingerprint, TLSStep
 from .sockets import SynchronousStream
 from .tls import TLSStream
 from .tls_context import context_for
@@ -28,17 +28,25 @@ if TYPE_CHECKING:
 
     from .tls_sessions import SessionStore
 
-# OpenSSL's X509_V_ERR_… numbers, which are part of its interface, and what can be done about them.
-_NAME: Final = (62, 64)  # host name, IP address
-_ADVICE: Final = {
-    9: "check this machine's clock",
-    10: "it has to be renewed; or check this machine's clock",
-    18: "it vouches for itself: pin it with Fingerprint, or trust it with ssl.create_default_context(cafile=…)",
-    19: "trust its authority with ssl.create_default_context(cafile=…)",
-    20: "trust its authority with ssl.create_default_context(cafile=…); or the server must send the whole chain",
-    21: "trust its authority with ssl.create_default_context(cafile=…); or the server must send the whole chain",
-    23: "it was revoked: do not connect",
+# OpenSSL's X509_V_ERR_… numbers, which are part of its interface: what they mean, and what can be done about them.
+# {ssl} and {name} are the options for that, which a proxy has of its own.
+_NOT_TRUSTED: Final = "its authority is not trusted here"
+_TRUST: Final = "pass a context that trusts it, ssl.create_default_context(cafile=…), as {ssl}"
+_TRUST_OR_CHAIN: Final = _TRUST + "; or the server has to send its whole chain"
+_MEANINGS: Final = {
+    9: ("it is not valid yet", "check this machine's clock"),
+    10: ("it has expired", "have it renewed, or check this machine's clock"),
+    18: ("it vouches for itself", "pin it, Fingerprint(…) as {ssl}, or " + _TRUST),
+    19: (_NOT_TRUSTED, _TRUST),
+    20: (_NOT_TRUSTED, _TRUST_OR_CHAIN),
+    21: (_NOT_TRUSTED, _TRUST_OR_CHAIN),
+    23: ("it was revoked", "do not connect"),
+    62: ("it is not for the name {asked!r}", "if this is the right server, pass the name that it is for as {name}"),
+    64: ("it is not for the address {asked}", "if this is the right server, pass the name that it is for as {name}"),
 }
+_UNTRUSTED: Final = (18, 19, 20, 21)
+_OPTIONS: Final = {"ssl": "ssl=", "name": "server_hostname="}
+_PROXY_OPTIONS: Final = {"ssl": "ssl= of that Proxy", "name": "server_hostname= of that Proxy"}
 
 # OpenSSL's reasons for failures of other kinds, and what they mean to a person.
 _NOT_TLS: Final = "the peer does not speak TLS on this port"
@@ -53,9 +61,11 @@ _REASONS: Final = {
     "SSLV3_ALERT_HANDSHAKE_FAILURE": "nothing in common with this context, or a client certificate is wanted",
     "TLSV13_ALERT_CERTIFICATE_REQUIRED": "the peer wants a client certificate: load one into the context",
     "TLSV1_ALERT_UNKNOWN_CA": "the peer does not trust the authority of our client certificate",
-    "TLSV1_UNRECOGNIZED_NAME": "the peer does not know the server name",
+    "TLSV1_UNRECOGNIZED_NAME": "the peer does not know the server name {asked!r}",
     "TLSV1_ALERT_NO_APPLICATION_PROTOCOL": "the peer speaks none of the ALPN protocols",
     "NO_APPLICATION_PROTOCOL": "the peer speaks none of the ALPN protocols",
+    "EXCESSIVE_MESSAGE_SIZE": "the peer sent more than a handshake may have: too many or too long certificates",
+    "TOO_MANY_WARN_ALERTS": "the peer sent one warning after the other and no handshake",
 }
 
 
@@ -96,7 +106,7 @@ async def handshake(
         if report is not None:
             _report_success(tls, step, report)
     except BaseException as exc:
-        await close_forcefully(stream)
+        await close_forcefully(stream)  # noqa: ASYNC102 - waits for nobody
         if isinstance(exc, Exception):
             if sessions is not None:
                 sessions.drop(key)
@@ -167,7 +177,8 @@ def _mismatch(pin: Fingerprint, certificate: bytes, step: TLSStep, host_shown: s
     got = pin.digest_of(certificate) if certificate else b""
     error = FingerprintMismatchError(
         f"the certificate of {host_shown} is not the pinned one: "
-        f"expected {pin.digest.hex()}, got {got.hex() or 'none'}",
+        f"expected SHA-{len(pin.digest) * 8} {pin.digest.hex()}, got {got.hex() or 'none'} "
+        "(if it was renewed, pin the new one; if not, somebody else has answered)",
         stage="pin",
         hop=step.hop,
     )
@@ -180,29 +191,32 @@ def _told(exc: Exception, step: TLSStep, host_shown: str) -> TLSError:
     """What went wrong, in words that say what was tried, what was found and what to do."""
     cause = exc.__cause__
     if isinstance(cause, ssl.SSLCertVerificationError):
-        if cause.verify_code in _NAME:
-            what = f"it is not for the name {step.server_name!r}"
-            advice = "if this is the right server, pass the name that it is for as server_hostname"
-        else:
-            what = cause.verify_message
-            advice = _ADVICE.get(cause.verify_code, "")
-        error = CertificateError(
-            f"the certificate of {host_shown} was not accepted: {what}" + (f" ({advice})" if advice else ""),
-            stage="tls",
-            hop=step.hop,
-        )
-        error.verify_code = cause.verify_code
-        error.verify_message = cause.verify_message
-        return error
+        return _not_accepted(cause, step, host_shown)
     errno = None
     if isinstance(cause, ssl.SSLZeroReturnError) or is_eof(cause):
         what = "the peer closed the connection"
     elif isinstance(cause, ssl.SSLError):
-        what = _REASONS.get(cause.reason or "", "")
-        what = f"{what} ({cause.reason})" if what else str(cause.reason or cause)
+        reason = cause.reason or ""
+        what = _REASONS.get(reason, "the peer refused" if "ALERT" in reason else "it is malformed")
+        what = f"{what.format(asked=step.server_name)} ({reason or cause})"
     elif isinstance(cause, OSError):
         errno = cause.errno
         what = f"the connection broke: {cause}"
     else:
         what = str(exc) or "the connection broke"
     return TLSError(f"the TLS handshake with {host_shown} failed: {what}", errno=errno, stage="tls", hop=step.hop)
+
+
+def _not_accepted(cause: ssl.SSLCertVerificationError, step: TLSStep, host_shown: str) -> CertificateError:
+    # The certificate itself cannot be shown: OpenSSL keeps none that it did not accept.
+    what, advice = _MEANINGS.get(cause.verify_code, ("", ""))
+    what = what.format(asked=step.server_name) or cause.verify_message
+    if cause.verify_code in _UNTRUSTED:  # of the others OpenSSL says no more than we do
+        what = f"{what} ({cause.verify_message})"
+    message = f"the certificate of {host_shown} was not accepted: {what}"
+    if advice:
+        message += "; " + advice.format(**(_OPTIONS if step.hop == TARGET else _PROXY_OPTIONS))
+    error = CertificateError(message, stage="tls", hop=step.hop)
+    error.verify_code = cause.verify_code
+    error.verify_message = cause.verify_message
+    return error
