@@ -207,7 +207,7 @@ class BaseConnector:
         finally:
             try:
                 self._shut()
-                await self._shell.leave(leaving)
+                await self._shell.leave(leaving)  # noqa: ASYNC102 - it cancels all it waits for
             finally:
                 # Where aclose() has not: forcefully, there is no time left.
                 with trio.CancelScope(shield=True) as scope:
@@ -389,7 +389,7 @@ class BaseConnector:
         if shell.closed:
             raise ConnectorClosedError("the connector was closed")
         frame = sys._getframe(1)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - documented, and cheap
-        where = (frame.f_code, frame.f_lasti)
+        code, offset = frame.f_code, frame.f_lasti
         del frame
         record = shell.take(route)
         if record is None:
@@ -401,8 +401,9 @@ class BaseConnector:
             except BaseException:
                 shell.drop(record, "error")
                 raise
-        record.connection.where = where
-        lease = Connection(shell, record, record.connection)
+        held = record.connection
+        held.code, held.offset = code, offset
+        lease = Connection(shell, record, held)
         if hearing or self._attentive or shell.audience.active:
             self._handed_out(record, route, hearing)
         return lease
@@ -433,8 +434,9 @@ class BaseConnector:
         if record is None:
             raise trio.WouldBlock
         frame = sys._getframe(1)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - documented, and cheap
-        record.connection.where = (frame.f_code, frame.f_lasti)
-        lease = Connection(shell, record, record.connection)
+        held = record.connection
+        held.code, held.offset = frame.f_code, frame.f_lasti
+        lease = Connection(shell, record, held)
         if hearing or self._attentive or audience.active:
             self._handed_out(record, route, hearing)
         return lease

@@ -184,7 +184,7 @@ class Exchange:
             failure.sent = self._sent
             self.close()
             if self._trace is not None and self._doing:
-                await self._trace(f"http11.{self._doing}.failed", {"exception": failure})
+                await self._trace(f"http11.{self._doing}.failed", {"exception": failure})  # noqa: ASYNC120 - a trace may wait
             raise
         except BaseException:
             self.close()

@@ -135,7 +135,7 @@ class ResponseStream:
             chunk = await self._exchange.receive_body()
         except Failure as failure:
             if self._trace is not None:
-                await self._step("receive_response_body.failed", {"exception": failure})
+                await self._step("receive_response_body.failed", {"exception": failure})  # noqa: ASYNC120 - as httpx: a trace may wait
             raise translated(self.library, failure) from failure
         if chunk is None:
             if self._trace is not None:
@@ -299,7 +299,7 @@ class TransportBase:
             lease = await self._connect(target, options, pool, connect)
         except Exception as error:  # nothing was taken that would have to be given back
             if trace is not None:
-                await self._trace_failure(trace, error)
+                await self._trace_failure(trace, error)  # noqa: ASYNC120 - as httpx: a trace may wait
             raise
         if trace is not None:
             try:

@@ -13,7 +13,7 @@ from ._network_stream import LeasedNetworkStream
 
 try:
     import httpcore
-    import httpx
+    import httpx  # noqa: ASYNC127 - this module is for those who still use it
 except ImportError as error:
     raise ImportError("trioconn.httpx needs httpx: pip install 'trioconn[httpx]'") from error
 

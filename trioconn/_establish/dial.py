@@ -148,7 +148,7 @@ async def start_tls(stream: trio.abc.Stream, route: Route) -> trio.abc.Stream:
     try:
         await trio.lowlevel.checkpoint()
     except BaseException:
-        await close_forcefully(stream)
+        await close_forcefully(stream)  # noqa: ASYNC102 - waits for nobody
         raise
     return stream
 

@@ -176,7 +176,7 @@ async def open_tunnel(
         report_end(report, step, outcome.status)
         return tunnel
     except BaseException:
-        await close_now(stream)
+        await close_now(stream)  # noqa: ASYNC102 - waits for nobody
         raise
 
 

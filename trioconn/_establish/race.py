@@ -211,7 +211,7 @@ async def race(
                 nursery.start_soon(run.run_feed, feed)
             await run.drive(nursery)
             nursery.cancel_scope.cancel()
-    except BaseException as error:
+    except BaseException as error:  # noqa: ASYNC103 - re-raised below, unless the race was won
         interruption = _unwrapped(error)
     won, losers, failed = run.hand_over()
     try:

@@ -153,7 +153,7 @@ class SocketStream(trio.abc.HalfCloseableStream):
             if begun:
                 self._spoiled = self._spoiled or "error"  # a part may be under way
             if isinstance(exc, OSError):
-                raise _translated(exc) from exc
+                raise _translated(exc) from exc  # noqa: ASYNC104 - it is an OSError here
             raise
         finally:
             self._sending = False

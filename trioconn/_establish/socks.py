@@ -85,7 +85,7 @@ async def open_socks(
         report_end(report, step, status)
         return stream
     except BaseException:
-        await close_now(stream)
+        await close_now(stream)  # noqa: ASYNC102 - waits for nobody
         raise
 
 

@@ -351,7 +351,7 @@ class _FirstHop(Generic[R]):
                 with suppress(OSError):  # what went wrong before is what matters, a cancellation above all
                     sock.close()
             if isinstance(error, OSError):
-                raise self._explained(doing, address, error) from error
+                raise self._explained(doing, address, error) from error  # noqa: ASYNC104 - it is an OSError here
             raise
 
     def _progressed(self, me: Attempt, stage: Stage | None = None) -> None:

@@ -519,7 +519,7 @@ class TLSStream(trio.abc.Stream, Generic[StreamT]):
         finally:
             self._closing = False
             self._state = _CLOSED
-            await self._close_transport()
+            await self._close_transport()  # noqa: ASYNC102 - by force, waits for nobody
 
     async def _say_goodbye_and_wait(self) -> None:
         engine = self._engine
@@ -642,6 +642,11 @@ class TLSStream(trio.abc.Stream, Generic[StreamT]):
             if self._lower is None:
                 raise trio.WouldBlock
             engine.feed(self._lower.receive_nowait(RECEIVE_SIZE))
+
+    @property
+    def unsent(self) -> bool:
+        """Whether data that `send_nowait` took wait for the transport: ``send_nowait(b"")`` moves them, when it can."""
+        return self._engine.has_output or bool(getattr(self._lower, "unsent", False))
 
     def send_nowait(self, data: Buffer) -> int:
         """Encrypt as much of `data` as can be sent without waiting (64 KiB), and return how many bytes were taken.
