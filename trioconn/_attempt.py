@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import trio
 
-from ._connection import ConnectionInfo, Held, TLSInfo, frozen_timings
+from ._connection import Held, TLSInfo
 from ._errors import ConnectError, ConnectTimeoutError
 from ._establish.dial import Dialling, below, tls_layers
 from ._establish.foreign import ForeignStream, HalfCloseableForeignStream, poolable
@@ -51,20 +51,17 @@ async def make(
             protocol = await protocol_factory(made, route)
         now = trio.current_time()
         layers = [_layer(hop, layer) for hop, layer in tls_layers(stream, route)]
-        info = ConnectionInfo(
-            number=next(numbers),
-            local_address=_address(stream, "getsockname"),
-            remote_address=_address(stream, "getpeername"),
-            tls=tuple(layers),
-            timings=frozen_timings({**dialling.timings, "total": now - dialling.started}),
-        )
         return Held(
             stream,
             made,
             route,
             fd=stream.fileno(),
             protocol=protocol,
-            info=info,
+            number=next(numbers),
+            local_address=_address(stream, "getsockname"),
+            remote_address=_address(stream, "getpeername"),
+            tls=tuple(layers),
+            timings={**dialling.timings, "total": now - dialling.started},
             session_reused=bool(layers) and layers[-1].hop == TARGET and layers[-1].session_reused,
             now=now,
         )

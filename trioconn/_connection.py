@@ -89,18 +89,20 @@ class Held:
       stream: with the synchronous surface that the pool needs (`foreign.PoolableStream`).
       raw: what the dial returned: the same, unless it was somebody else's stream.
       is_clean: the probe of the stream, or the connector's own judgement; bound once, it is asked twice for each lease.
+      info: what `Connection.info` tells; made when it is first asked for, as most are not, and parts take less room.
       harvested: whether there are no TLS sessions left to keep of it.
       plain: whether nothing has to be done for it at release: no protocol, no sessions to keep.
       closed: set when it is closed, before its socket is.
       lease: the present lease, if it has callbacks.
       leased_at: when it was last handed out.
-      where: where that was.
+      code, offset: where that was; see `where`.
       stack: how that place was reached, with ``track_leases``.
     """
 
     __slots__ = (
-        "closed", "created", "fd", "harvested", "info", "is_clean", "lease", "leased_at", "number",
-        "plain", "protocol", "raw", "route", "session_reused", "stack", "stream", "view", "where",
+        "_info", "_local_address", "_remote_address", "_timings", "_tls", "closed", "code", "created", "fd",
+        "harvested", "is_clean", "lease", "leased_at", "number", "offset", "plain", "protocol", "raw", "route",
+        "session_reused", "stack", "stream", "view",
     )  # fmt: skip
 
     def __init__(
@@ -111,7 +113,11 @@ class Held:
         *,
         fd: int,
         protocol: Any,
-        info: ConnectionInfo,
+        number: int,
+        local_address: Any,
+        remote_address: Any,
+        tls: tuple[TLSInfo, ...],
+        timings: Mapping[str, float],
         session_reused: bool,
         now: float,
     ) -> None:
@@ -122,17 +128,39 @@ class Held:
         self.route = route
         self.fd = fd
         self.protocol = protocol
-        self.info = info
-        self.number = info.number
+        self.number = number
+        self._info: ConnectionInfo | None = None
+        self._local_address = local_address
+        self._remote_address = remote_address
+        self._tls = tls
+        self._timings = tuple(timings.items())
         self.session_reused = session_reused
-        self.harvested = not info.tls
-        self.plain = protocol is None and not info.tls
+        self.harvested = not tls
+        self.plain = protocol is None and not tls
         self.closed = False
         self.created = now
         self.lease: weakref.ref[Connection] | None = None
         self.leased_at = now
-        self.where: Place | None = None
+        self.code: CodeType | None = None
+        self.offset = 0
         self.stack = ""
+
+    @property
+    def info(self) -> ConnectionInfo:
+        if self._info is None:
+            self._info = ConnectionInfo(
+                number=self.number,
+                local_address=self._local_address,
+                remote_address=self._remote_address,
+                tls=self._tls,
+                timings=MappingProxyType(dict(self._timings)),
+            )
+        return self._info
+
+    @property
+    def where(self) -> Place | None:
+        """Where it was last handed out."""
+        return None if self.code is None else (self.code, self.offset)
 
 
 class Owner(Protocol):
@@ -474,8 +502,3 @@ class HalfCloseableLeasedStream(LeasedStream, trio.abc.HalfCloseableStream):
     async def send_eof(self) -> None:
         """Send an end of stream; receiving goes on. As `trio.abc.HalfCloseableStream.send_eof`."""
         await self._stream.send_eof()
-
-
-def frozen_timings(timings: Mapping[str, float]) -> Mapping[str, float]:
-    """A copy that cannot be changed."""
-    return MappingProxyType(dict(timings))

@@ -289,16 +289,20 @@ class Route:
     steps: tuple[Step, ...] = ()
     request_headers: Secret | None = None
     maker: object = None
-    # Derived once: both are read on every hand-out.
+    # Derived once: both are read on every hand-out. The key is not kept: it is asked for only where two routes have the
+    # same hash and are not the same, and would be a fifth of what a route takes.
     contexts: tuple[ContextTrust, ...] = field(init=False)
-    key: tuple[object, ...] = field(init=False)
     _hash: int = field(init=False)
 
     def __post_init__(self) -> None:
         trusts = [step.trust for step in self.steps if isinstance(step, TLSStep)]
         contexts = tuple(trust for trust in trusts if isinstance(trust, ContextTrust))
+        object.__setattr__(self, "contexts", contexts)
+        object.__setattr__(self, "_hash", hash(self._key()))
+
+    def _key(self) -> tuple[object, ...]:
         # Everything else that can be read is derived from these. A test holds that.
-        key = (
+        return (
             self.scheme,
             self.host,
             self.port,
@@ -311,9 +315,6 @@ class Route:
             self.request_headers,
             None if self.isolation is None else _typed(self.isolation),
         )
-        object.__setattr__(self, "contexts", contexts)
-        object.__setattr__(self, "key", key)
-        object.__setattr__(self, "_hash", hash(key))
 
     def __hash__(self) -> int:
         return self._hash
@@ -323,7 +324,7 @@ class Route:
             return True
         if not isinstance(other, Route):
             return NotImplemented
-        return self._hash == other._hash and self.key == other.key
+        return self._hash == other._hash and self._key() == other._key()
 
     def __repr__(self) -> str:
         return f"<Route {self}>"

@@ -578,7 +578,7 @@ class Shell:
                     route=held.route,
                     connection=held.number,
                     dial=run.dialling.number,
-                    seconds=held.info.timings["total"],
+                    seconds=held.created - run.dialling.started,
                     session_reused=held.session_reused,
                 )
             )

@@ -35,6 +35,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from ipaddress import IPv4Address, IPv6Address
+from sys import intern
 from typing import Any, Literal, TypeAlias, cast
 
 from .._errors import AddressDeniedError, InvalidTargetError, shown
@@ -228,7 +229,7 @@ def _target(settings: Settings, target: object) -> tuple[str, Host | None, objec
         )
     if host is None and SCHEMES.get(scheme, _OTHER).needs_host:
         raise InvalidTargetError(f"{scheme}:// needs a host, as in {scheme}://example.org")
-    return scheme, host, port
+    return intern(scheme), host, port  # one of a few: not another copy in each route
 
 
 def _check_own_path(settings: Settings, url: URL) -> None:
