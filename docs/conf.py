@@ -11,14 +11,17 @@ import ast
 import functools
 import importlib
 import importlib.metadata
+import inspect
 import os
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sphinx.addnodes import pending_xref
+
 if TYPE_CHECKING:
     from docutils import nodes
-    from sphinx.addnodes import pending_xref
     from sphinx.application import Sphinx
     from sphinx.environment import BuildEnvironment
 
@@ -44,6 +47,8 @@ nitpicky = True
 html_theme = "furo"
 html_title = f"trioconn {release}"
 html_theme_options = {"navigation_with_keys": True}
+html_static_path = ["_static"]
+html_css_files = ["custom.css"]
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
@@ -68,6 +73,10 @@ intersphinx_mapping = (
 nitpick_ignore_regex = [("py:obj", r"[a-z_0-9]+")]
 
 
+ADAPTED = {"aiohttp", "anyio", "httpcore", "httpcore2", "httpx", "httpx2", "opentelemetry"}
+"""Libraries whose names are checked as trio's are."""
+
+
 def exists(dotted: str) -> bool:
     """Whether `dotted` names something that can be imported, or an attribute of it."""
     parts = dotted.split(".")
@@ -86,13 +95,14 @@ def exists(dotted: str) -> bool:
 
 @functools.cache
 def private_names() -> frozenset[str]:
-    """What annotations may call by a name that users do not need: the types of our private modules.
+    """What annotations may call by a name that users do not need: the types of our modules.
 
     Read, not imported: some of the modules are for another platform.
     """
     package = Path(__file__).parent.parent / "trioconn"
-    private = [path for path in package.rglob("*.py") if "/_" in f"/{path.relative_to(package).as_posix()}"]
-    statements = [statement for path in private for statement in ast.parse(path.read_text(encoding="utf-8")).body]
+    statements = [
+        statement for path in package.rglob("*.py") for statement in ast.parse(path.read_text(encoding="utf-8")).body
+    ]
     names = {statement.name for statement in statements if isinstance(statement, ast.ClassDef)}
     for statement in statements:
         targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
@@ -104,23 +114,75 @@ def resolve(app: Sphinx, env: BuildEnvironment, node: pending_xref, content: nod
     """Find what annotations call by its private home, and check what lies outside of our own documentation."""
     if node.get("refdomain") != "py":
         return None
-    target = str(node["reftarget"])
+    target = str(node["reftarget"]).replace("ssl_module.", "ssl.")  # the name under which `ssl=` leaves room for it
+    target = {"AiohttpConnection": "aiohttp.connector.Connection"}.get(target, target)  # an alias, for type checkers
     first, _, _ = target.partition(".")
     domain = env.domains.python_domain
     # `Route`, `Closed.reason`, or, from an annotation, trioconn._route.Route: whatever is documented under that name.
     called = target.rpartition(".")[2] if first == "trioconn" else target
     found = sorted((name for name in domain.objects if name.endswith(f".{called}")), key=lambda name: name.count("."))
+    if re.fullmatch(r"[a-z_0-9]+", called):  # a field, or a word of the caller's; of these only functions have a place
+        found = [name for name in found if domain.objects[name].objtype == "function"]
     if found:
         return domain.resolve_xref(env, node["refdoc"], app.builder, "obj", found[0], node, content)
-    if first in sys.stdlib_module_names | {"trio", "trioconn"} and exists(
+    if first in sys.stdlib_module_names | {"trio", "trioconn"} | ADAPTED and exists(
         target.removeprefix("_")
     ):  # `_ssl.SSLContext`
         return content
     if node["reftype"] == "class" and target in private_names():  # in an annotation; prose may name only what is public
         return content
-    ours = ("trioconn", "trioconn.events", "trioconn.testing")
+    ours = ("trioconn", "trioconn.events", "trioconn.testing", "opentelemetry.metrics", "aiohttp")
     homes = ("builtins", "typing", "typing_extensions", "collections.abc", "types", *ours)
     return content if any(exists(f"{home}.{target}") for home in homes) else None
+
+
+def leave_out_missing(app: Sphinx, docname: str, source: list[str]) -> None:
+    """Leave out what a table of contents names as ``pag[e]`` if it is not there: generated pages, parts of a tree."""
+
+    def keep(entry: re.Match[str]) -> str:
+        return entry[0] if any(path.is_file() for path in Path(app.srcdir).glob(f"{entry[1]}.*")) else ""
+
+    source[0] = re.sub(r"^   (\S+\[\w\])\n", keep, source[0], flags=re.MULTILINE)
+
+
+def say_whose(app: Sphinx, doctree: nodes.document) -> None:
+    """In the annotations of an adapter, `Connection` is ours, not that of `trioconn.aio`."""
+    import trioconn
+
+    for node in doctree.findall(pending_xref):
+        if node.get("refdomain") == "py" and node.get("py:module") != "trioconn.aio":
+            target = str(node.get("reftarget"))
+            if target in trioconn.__all__:
+                node["reftarget"] = f"trioconn.{target}"
+
+
+def set_parameters_apart(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+    """`stream` in a docstring is the parameter, if there is one of that name, and not somebody's attribute."""
+    try:
+        names = "|".join(re.escape(parameter) for parameter in inspect.signature(obj).parameters)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return
+    if names:
+        lines[:] = [re.sub(rf"(?<![`:])`({names})`(?!`)", r"*\1*", line) for line in lines]
+
+
+MADE_BY_US = {
+    *("trioconn.Connection", "trioconn.LeasedStream", "trioconn.HalfCloseableLeasedStream", "trioconn.Route"),
+    *("trioconn.testing.MemoryStream", "trioconn.aio.Portal", "trioconn.aio.Connector", "trioconn.aio.Connection"),
+    "trioconn.aio.Stream",
+}
+"""Classes that users get and do not make: their constructors are nobody's business."""
+
+
+def hide_constructor(
+    app: Sphinx, what: str, name: str, obj: object, options: object, signature: str | None, returns: str | None
+) -> tuple[str | None, str | None]:
+    return ("", None) if name in MADE_BY_US else (signature, returns)
+
+
+def skip_internal(app: Sphinx, what: str, name: str, obj: object, skip: bool, options: object) -> bool | None:
+    """Leave out methods that are public for other modules of ours only, and say so."""
+    return True if "Not for users" in (getattr(obj, "__doc__", None) or "") else None
 
 
 def hide_colon(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
@@ -135,5 +197,10 @@ def show_colon(app: Sphinx, what: str, name: str, obj: object, options: object, 
 
 def setup(app: Sphinx) -> None:
     app.connect("missing-reference", resolve, priority=900)  # after intersphinx
+    app.connect("doctree-read", say_whose)
+    app.connect("source-read", leave_out_missing)
+    app.connect("autodoc-process-signature", hide_constructor)
+    app.connect("autodoc-skip-member", skip_internal)
+    app.connect("autodoc-process-docstring", set_parameters_apart, priority=300)
     app.connect("autodoc-process-docstring", hide_colon, priority=400)  # before napoleon
     app.connect("autodoc-process-docstring", show_colon, priority=600)  # after it
