@@ -1,0 +1,425 @@
+"""`AiohttpConnector`: ``aiohttp.ClientSession`` over a connector of ours.
+
+Theory of operation
+-------------------
+aiohttp's connector does three things: it keeps a pool, it makes connections, and it hands them out as protocols with a
+transport. Here only the last is left. Every request takes a lease from our pool and ends it with the response, so that
+limits, fairness, keep-alive and expiry are ours; aiohttp's own keep-alive holds nothing. For the length of a lease a
+fresh ``ResponseHandler`` and a transport stand on the stream; bytes that belong to no response die with them, and make
+the pool close the connection.
+
+An idle connection is taken without a task: at once where trio has the thread, else as one order among all that are
+queued. Only who finds none waits in a trio task, under aiohttp's timeouts: ``connect`` bounds the wait as a whole,
+``sock_connect`` what comes after the start of an attempt for the same target.
+
+Who reads a response to its end and then asks for the next one does both in one step of the loop. Then nothing has to
+go through the pool: a connection that was given back is *parked* until the next pass of the loop, and handed to who
+asks for the same route meanwhile, if it is clean. Only then is it really released. This is done where nobody could be
+wronged by it: with a connector that is ours alone, while none of our requests waits, and when no option wants to see
+each lease.
+
+aiohttp lets subclasses make connections (``_create_connection``), but not own the pool. So this overrides what its pool
+consists of: ``connect``, ``_release`` and ``_close``, which have had these signatures throughout aiohttp 3.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl as ssl_module
+import warnings
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import aiohttp
+import trio
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.connector import Connection as AiohttpConnection
+
+import trioconn
+
+from .aiohttp_errors import translated
+from .aiohttp_watch import Watcher, when
+from .bridge import Call
+from .leases import Host
+from .runs import portal
+from .task_transport import transport_for
+from .transport import LeaseTransport
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from aiohttp import ClientRequest, ClientTimeout
+    from aiohttp.tracing import Trace
+
+_ROUTES_KEPT = 256
+_ALPN = ("http/1.1",)
+# With one of these a connection is not to go from one request to the next unseen by the pool.
+_EACH_LEASE_MATTERS = frozenset(
+    {"force_close", "max_lifetime", "max_uses", "observers", "protocol_factory", "track_leases"}
+)
+
+
+class _Target(NamedTuple):
+    scheme: str
+    host: str
+    port: int | None
+
+
+class AiohttpConnector(aiohttp.BaseConnector):
+    """A connector for ``aiohttp.ClientSession(connector=…)`` over one of ours.
+
+    It is made inside a running asyncio loop, within ``async with trioconn.aio.guest():`` or in a trio-asyncio loop, and
+    belongs to that run. Closing the session, or the run, closes all its connections.
+
+    Args:
+      connector: a connector that was entered in the trio run already: it is borrowed, others may use it, and it stays
+        open. A `trioconn.aio.Connector` will do, too. None: one is made, owned, and closed with the session.
+      connector_options: for that one, a `trioconn.TCPConnector`.
+
+    A request's ``ssl``, ``proxy``, ``proxy_auth``, ``proxy_headers`` and ``server_hostname`` are honoured; what it
+    leaves out is as the connector says. A proxy's certificate is verified by the request's ``ssl`` if that is an
+    `ssl.SSLContext`, else by the system's authorities: ``ssl=False`` concerns the target alone.
+
+    Raises:
+      TypeError: both a connector and options for one were given, or an option does not exist.
+      RuntimeError: there is no trio run beside this asyncio loop.
+    """
+
+    def __init__(self, connector: trioconn.BaseConnector | Any | None = None, **connector_options: Any) -> None:
+        if connector is not None and connector_options:
+            raise TypeError("a connector has its options already: give either a connector or options for a new one")
+        self._portal = portal()
+        self._owned = connector is None
+        connector = getattr(connector, "trio_connector", connector)
+        ours: trioconn.BaseConnector = trioconn.TCPConnector(**connector_options) if connector is None else connector
+        if not isinstance(ours, trioconn.BaseConnector):
+            raise TypeError(f"connector must be a connector of trioconn, not a {type(ours).__name__}")
+        super().__init__(
+            force_close=ours.force_close,
+            limit=ours.limit,
+            limit_per_host=ours.limit_per_host,
+            timeout_ceil_threshold=connector_options.get("timeout_ceil_threshold", 5),
+        )
+        self._connector = ours
+        self._plans_afresh = bool(connector_options.get("trust_env"))
+        self._host: Host | None = None
+        self._opening: asyncio.Task[None] | None = None
+        self._routes: dict[Any, trioconn.Route] = {}
+        self._transports: set[LeaseTransport] = set()
+        self._parks = self._owned and not connector_options.keys() & _EACH_LEASE_MATTERS
+        if connector_options.get("keepalive_timeout", 15) == 0:
+            self._parks = False
+        self._parked: dict[trioconn.Route, list[ResponseHandler]] = {}
+        self._sweep_due = False
+        self._waiting = 0  # requests that have asked our pool and have no answer yet
+
+    @property
+    def connector(self) -> trioconn.BaseConnector:
+        """The connector of trioconn. In guest mode asyncio code can ask it, but not call it."""
+        return self._connector
+
+    # ---- handing out -------------------------------------------------------------------------------------------------
+
+    async def connect(
+        self,
+        req: ClientRequest,
+        traces: Sequence[Trace],
+        timeout: ClientTimeout,  # noqa: ASYNC109 - aiohttp's signature
+    ) -> AiohttpConnection:
+        """A connection for `req`. Called by aiohttp's client."""
+        if self._closed:
+            raise aiohttp.ClientConnectionError("Connector is closed.")
+        if self._owned and (self._host is None or self._opening is not None):
+            await self._open()
+        try:
+            route = self._route(req)
+            if self._parked:
+                protocol = self._unpark(route)
+                if protocol is not None:
+                    return await self._handed_over(protocol, req, route, traces)
+            self._waiting += 1
+            try:
+                lease = await self._lease(route, traces, timeout)
+            except trioconn.InvalidTargetError:
+                # The policy of a context has changed since the route was planned.
+                if self._routes.pop(_key(req), None) is None:
+                    raise
+                lease = await self._lease(self._route(req), traces, timeout)
+            finally:
+                self._waiting -= 1
+        except trioconn.ConnectorError as error:
+            raise translated(error, req, getattr(self._connector, "path", None)) from error
+        return self._prepared(lease, req, route)
+
+    def _prepared(self, lease: trioconn.Connection, req: ClientRequest, route: trioconn.Route) -> AiohttpConnection:
+        # No await from here on: the lease has no other owner.
+        if self._closed:
+            self._portal.order(lease.release)
+            raise aiohttp.ClientConnectionError("Connector is closed.")
+        protocol = ResponseHandler(loop=self._loop)
+        try:
+            transport = transport_for(self._portal, lease, protocol)
+        except BaseException:
+            self._portal.order(lease.close)
+            raise
+        self._transports.add(transport)
+        protocol.transport = transport
+        if not req.is_ssl():
+            _address(req, lease)
+        return AiohttpConnection(self, route, protocol, self._loop)  # type: ignore[arg-type]  # the key is our pool's
+
+    async def _lease(
+        self, route: trioconn.Route, traces: Sequence[Trace], timeouts: ClientTimeout
+    ) -> trioconn.Connection:
+        if self._portal.in_trio():
+            try:
+                lease = self._connector.connect_nowait(route)
+            except trio.WouldBlock:
+                return await self._wait(route, traces, timeouts)
+        else:
+            taken = await self._take(route)
+            if taken is None:
+                return await self._wait(route, traces, timeouts)
+            lease = taken
+        if traces:
+            await self._tell_reused(traces, lease)
+        return lease
+
+    async def _take(self, route: trioconn.Route) -> trioconn.Connection | None:
+        """An idle connection, or None: taken by an order to the trio run, which is not asked to start a task for it."""
+        future: asyncio.Future[trioconn.Connection | None] = self._loop.create_future()
+        if self._portal.closed:
+            raise trioconn.ConnectorClosedError("the trio run has ended")
+        self._portal.order(partial(_take, self._connector, route, future))
+        try:
+            return await future
+        except asyncio.CancelledError:
+            if not future.cancelled() and future.exception() is None and (lease := future.result()) is not None:
+                self._portal.order(lease.release)  # the result and the cancellation met
+            raise
+
+    async def _tell_reused(self, traces: Sequence[Trace], lease: trioconn.Connection) -> None:
+        try:
+            for trace in traces:
+                await trace.send_connection_reuseconn()
+        except BaseException:
+            self._portal.order(lease.release)
+            raise
+
+    async def _wait(
+        self, route: trioconn.Route, traces: Sequence[Trace], timeouts: ClientTimeout
+    ) -> trioconn.Connection:
+        """Wait for a connection in a trio task, under aiohttp's timeouts."""
+        loop = self._loop
+        threshold = self._timeout_ceil_threshold
+        lease: trioconn.Connection | None = None
+        try:
+            async with asyncio.timeout_at(when(loop, timeouts.connect, threshold)):
+                async with asyncio.timeout(None) as attempt:
+                    watcher = Watcher(loop, attempt, timeouts.sock_connect, threshold, bool(traces))
+                    lease = await watcher.wait(
+                        Call(
+                            self._portal,
+                            partial(self._connector.connect, route, observers=watcher.observers),
+                            (),
+                            _give_back,
+                        ),
+                        traces,
+                    )
+        except BaseException:
+            if lease is not None:  # the timeout came at the same moment
+                self._portal.order(lease.release)
+            raise
+        return lease
+
+    # ---- from one request to the next -------------------------------------------------------------------------------
+
+    def _park(self, route: trioconn.Route, protocol: ResponseHandler) -> None:
+        if not self._sweep_due:
+            self._sweep_due = True
+            if self._portal.step:
+                self._loop.call_later(self._portal.step, self._sweep)
+            else:
+                self._loop.call_soon(self._sweep)
+        self._parked.setdefault(route, []).append(protocol)
+
+    def _sweep(self) -> None:
+        self._sweep_due = False
+        self._release_parked()
+
+    def _unpark(self, route: trioconn.Route) -> ResponseHandler | None:
+        """A parked connection of `route` that is clean. If there is none, all go to the pool, which knows more."""
+        parked = self._parked.get(route)
+        while parked:
+            protocol = parked.pop()
+            transport: Any = protocol.transport
+            if transport is not None and not protocol.should_close and transport.is_clean():
+                if not parked:
+                    del self._parked[route]
+                return protocol
+            protocol.close()
+        self._release_parked()
+        return None
+
+    async def _handed_over(
+        self, protocol: ResponseHandler, req: ClientRequest, route: trioconn.Route, traces: Sequence[Trace]
+    ) -> AiohttpConnection:
+        connection = AiohttpConnection(self, route, protocol, self._loop)  # type: ignore[arg-type]
+        if not req.is_ssl():
+            transport: Any = protocol.transport
+            _address(req, transport.lease)
+        try:
+            for trace in traces:
+                await trace.send_connection_reuseconn()
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _release_parked(self) -> None:
+        """To the pool, those that nobody has asked for."""
+        all_parked, self._parked = self._parked, {}
+        for parked in all_parked.values():
+            for protocol in parked:
+                self._to_pool(protocol)
+
+    def _to_pool(self, protocol: ResponseHandler) -> None:
+        transport: Any = protocol.transport
+        if transport is not None:
+            self._transports.discard(transport)
+            if not protocol.should_close:
+                transport.give_back()
+            protocol.close()  # which closes the transport if it was not given back
+
+    # ---- routes ------------------------------------------------------------------------------------------------------
+
+    def _route(self, req: ClientRequest) -> trioconn.Route:
+        key = _key(req)
+        route = None if self._plans_afresh else self._routes.get(key)
+        if route is None:
+            route = self._planned(req)
+            if len(self._routes) >= _ROUTES_KEPT:
+                self._routes.clear()
+            self._routes[key] = route
+        return route
+
+    def _planned(self, req: ClientRequest) -> trioconn.Route:
+        url = req.url
+        target = _Target(url.scheme or "http", url.raw_host or "", url.port)
+        options: dict[str, Any] = {}
+        if req.is_ssl():
+            if isinstance(req.ssl, aiohttp.Fingerprint):
+                options["ssl"] = trioconn.Fingerprint(req.ssl.fingerprint)
+            elif req.ssl is not True:
+                options["ssl"] = req.ssl
+            if req.server_hostname:
+                options["server_hostname"] = req.server_hostname
+        if req.proxy is not None:
+            options["proxy"] = _proxy(req)
+        if req.is_ssl() and not isinstance(req.ssl, ssl_module.SSLContext):
+            try:
+                return self._connector.route(target, alpn_protocols=_ALPN, **options)
+            except TypeError:  # the connector has a context of the user's, which brings its own
+                pass
+        return self._connector.route(target, **options)
+
+    # ---- the end of a lease, and of all ------------------------------------------------------------------------------
+
+    def _release(self, key: Any, protocol: ResponseHandler, *, should_close: bool = False) -> None:
+        transport: Any = protocol.transport
+        if transport is None:  # the connection ended by itself
+            self._transports = {one for one in self._transports if not one.over}
+        elif should_close or protocol.should_close:
+            self._transports.discard(transport)
+            protocol.close()
+        elif self._parks and not self._waiting and not key.contexts and transport.may_park:
+            self._park(key, protocol)
+        else:
+            self._to_pool(protocol)
+
+    async def _open(self) -> None:
+        """Enter the connector that is ours. One task does it, whoever is cancelled meanwhile."""
+        if self._opening is None:
+            self._host = Host(self._portal, self._connector)
+            self._opening = self._loop.create_task(self._host.enter())
+        opening = self._opening
+        try:
+            await asyncio.shield(opening)
+        except trioconn.ConnectorClosedError as error:
+            raise aiohttp.ClientConnectionError("Connector is closed.") from error
+        if self._opening is opening:
+            self._opening = None
+
+    def close(self, *, abort_ssl: bool = False) -> Any:
+        """Close all connections of the sessions that use this; and the connector, if it was made here.
+
+        Returns:
+          An awaitable, which ends when all is closed. It is to be awaited.
+        """
+        self._close()
+        return self._closed_all(abort_ssl)
+
+    def _close(self, *, abort_ssl: bool = False) -> list[Any]:
+        self._closed = True
+        self._release_parked()
+        for transport in list(self._transports):
+            transport.abort()
+        self._transports.clear()
+        return []
+
+    async def _closed_all(self, abort_ssl: bool) -> None:
+        if self._opening is not None:
+            await asyncio.wait([self._opening])
+        host, self._host = self._host, None
+        if host is not None:
+            await host.leave(abort_ssl=abort_ssl)
+
+    def __del__(self, _warnings: Any = warnings) -> None:
+        if not self._closed and self._host is not None:
+            self._closed = True
+            _warnings.warn(f"Unclosed connector {self!r}", ResourceWarning, source=self)
+
+
+def _key(req: ClientRequest) -> tuple[Any, ...]:
+    return (req.url.scheme, *req.connection_key)
+
+
+def _take(
+    connector: trioconn.BaseConnector, route: trioconn.Route, future: asyncio.Future[trioconn.Connection | None]
+) -> None:
+    """In the trio run: an idle connection for who waits for `future`."""
+    if future.done():
+        return
+    try:
+        lease = connector.connect_nowait(route)
+    except trio.WouldBlock:
+        future.set_result(None)
+    except Exception as error:
+        future.set_exception(error)
+    else:
+        future.set_result(lease)
+
+
+def _give_back(lease: trioconn.Connection) -> None:
+    lease.release()
+
+
+def _address(req: ClientRequest, lease: trioconn.Connection) -> None:
+    """Have aiohttp write the request as its way needs it: for a forwarding proxy, or for the target itself."""
+    if not lease.forwarded:
+        req.proxy = None
+        return
+    from yarl import URL
+
+    hop = lease.route.proxies[-1]
+    req.proxy = URL.build(scheme=hop.scheme, host=hop.host, port=hop.port)
+    for name, value in lease.proxy_headers:
+        req.headers[name.decode("latin-1")] = value.decode("latin-1")
+
+
+def _proxy(req: ClientRequest) -> trioconn.Proxy:
+    login: Any = req.proxy_auth
+    auth = None if login is None else (login.login, login.password)
+    headers = [(str(name), str(value)) for name, value in (req.proxy_headers or {}).items()]
+    trust = req.ssl if isinstance(req.ssl, ssl_module.SSLContext) else True
+    return trioconn.Proxy(str(req.proxy), auth=auth, headers=headers, ssl=trust)
