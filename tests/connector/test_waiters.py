@@ -477,12 +477,12 @@ async def test_starvation_is_told_and_names_the_holders(
         await trio.sleep(5)
         await call(connector, nursery)
         told: list[float] = []
-        caplog.handler.addFilter(lambda record: told.append(trio.current_time() - start) or True)
-        await trio.sleep(15)
-        await call(connector, nursery)  # who comes later postpones nothing
-        await trio.sleep(14.9)
-        assert not caplog.records
-        await trio.sleep(200)
+        with caplog.filtering(lambda record: told.append(trio.current_time() - start) or True):  # type: ignore[arg-type]
+            await trio.sleep(15)
+            await call(connector, nursery)  # who comes later postpones nothing
+            await trio.sleep(14.9)
+            assert not caplog.records
+            await trio.sleep(200)
         assert told == [35, 95, 155, 215]  # connect_timeout after it queued, then once a minute
         message = caplog.records[0].getMessage()
         assert caplog.records[0].levelno == logging.WARNING and caplog.records[0].name == "trioconn.connector"
