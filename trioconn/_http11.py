@@ -14,7 +14,9 @@ one wait of a small exchange is for the answer.
 
 Uploads that do not fit into the system's buffers are sent while listening. A server may answer early and read no more
 (413, 401); who only writes would wait for it until the timeout. The listening task reads into h11 and ends the sending
-when a final answer, an error or the end has come. It never sees the caller's generator: that runs in the caller's task.
+when a refusal, an error or the end has come. A success that comes early refuses nothing (a server may answer while it
+reads, and echo), so then the body is sent to its end: curl draws the line there, too. The listening task never sees the
+caller's generator: that runs in the caller's task.
 
 This module knows no client library. What goes wrong is a `Failure`, whose ``kind`` is the name that the httpx family
 has for it.
@@ -258,7 +260,7 @@ class Exchange:
         return not self._arrived()
 
     async def _send_body(self, body: bytes | AsyncIterable[bytes]) -> None:
-        """Send all of `body`, unless a final answer comes before its last part."""
+        """Send all of `body`, unless it is refused before its last part."""
         if isinstance(body, bytes):
             if not await self._send_data(body):
                 return
@@ -275,7 +277,7 @@ class Exchange:
         await self._send_event(h11.EndOfMessage())
 
     async def _send_data(self, data: bytes) -> bool:
-        return not self._answer_is_there() and await self._send_event(h11.Data(data=data))
+        return not self._was_refused() and await self._send_event(h11.Data(data=data))
 
     async def _send_event(self, event: h11.Data | h11.EndOfMessage) -> bool:
         """Send a part of the body; False if not all of it was sent."""
@@ -291,8 +293,8 @@ class Exchange:
                     return False
         return True
 
-    def _answer_is_there(self) -> bool:
-        """Whether a final answer has come while nobody was listening."""
+    def _was_refused(self) -> bool:
+        """Whether a refusal has come while nobody was listening."""
         receive_nowait = getattr(self._stream, "receive_nowait", None)
         if receive_nowait is not None and not self._arrived():
             try:
@@ -301,7 +303,11 @@ class Exchange:
                 pass
             except CONNECTION_ENDED as error:
                 self._failure = self._read_error(error)
-        return self._arrived()
+        return self._is_unwanted()
+
+    def _is_unwanted(self) -> bool:
+        """Whether the server wants no more of the body: it has answered otherwise than by a success, or ended."""
+        return self._arrived() and (self._head is None or not 200 <= self._head.status < 300)
 
     async def _send_piece(self, piece: memoryview) -> bool:
         send_nowait = getattr(self._stream, "send_nowait", None)
@@ -317,7 +323,7 @@ class Exchange:
         return await self._send_listening(piece)
 
     async def _send_listening(self, piece: memoryview) -> bool:
-        """Send `piece`, and stop when a final answer comes meanwhile."""
+        """Send `piece`, and stop when a refusal comes meanwhile."""
         done = slow = False
         try:
             async with trio.open_nursery() as nursery:
@@ -342,7 +348,8 @@ class Exchange:
                 self._feed(await self._stream.receive_some(RECEIVE_SIZE))
         except CONNECTION_ENDED as error:
             self._failure = self._read_error(error)
-        sending.cancel()
+        if self._is_unwanted():
+            sending.cancel()
 
     # ---- the answer --------------------------------------------------------------------------------------------------
 

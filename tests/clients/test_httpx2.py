@@ -533,6 +533,33 @@ async def test_early_answer_ends_an_upload(http_server: Servers, kind: str) -> N
         assert connector_of(http).statistics().open == 0
 
 
+@pytest.mark.parametrize("kind", ["bytes", "stream"])
+async def test_early_success_does_not_end_an_upload(http_server: Servers, kind: str) -> None:
+    """A server may answer before it has read the body: it stores it, or echoes it."""
+    bodies: list[bytes] = []
+
+    async def answer(peer: Any) -> None:
+        while await peer.head() is not None:
+            await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+            await trio.testing.wait_all_tasks_blocked()
+            bodies.append(await peer.body())
+
+    async def chunks() -> AsyncIterator[bytes]:
+        for _ in range(30):
+            await trio.testing.wait_all_tasks_blocked()
+            yield bytes(100_000)
+
+    async with http_server(answer) as server, client(timeout=None) as http:
+        for _ in range(2):
+            content = bytes(3_000_000) if kind == "bytes" else chunks()
+            with trio.fail_after(10):
+                response = await http.post(server.url, content=content)
+            assert (response.status_code, response.text) == (200, "ok")
+        await trio.testing.wait_all_tasks_blocked()
+        assert bodies == [bytes(3_000_000)] * 2
+        assert server.connections == 1
+
+
 async def test_answer_is_read_although_the_server_broke_the_upload_off(http_server: Servers) -> None:
     async def answer(peer: Any) -> None:
         await peer.head()
