@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import logging
 import os
+import re
 import shutil
 import signal
 import socket
@@ -19,7 +22,11 @@ import pytest
 import trio
 import trio.testing
 
-from trioconn._errors import ConnectError
+import trioconn
+from trioconn._connection import Connection
+from trioconn._errors import ConnectError, ConnectorError
+from trioconn._proxy import Proxy
+from trioconn._route import Route
 
 if TYPE_CHECKING:
     import trustme
@@ -107,6 +114,95 @@ class Reports:
 @pytest.fixture
 def reports() -> Reports:
     return Reports()
+
+
+# Everything that is recorded, and no login in it
+
+
+class Recorder:
+    """Hears all that the library says during a test: events, logs, errors, reprs of what it makes, and what is added.
+
+    It learns the logins from the proxies that the test makes, so that no test can forget to name one.
+    """
+
+    def __init__(self) -> None:
+        self.secrets: set[str] = set()
+        self.heard: list[object] = []
+        self.said: list[str] = []
+
+    def learn(self, *parts: str) -> None:
+        """Logins in plain and as Basic. Those of a few letters are in every second word, and are not looked for."""
+        self.secrets.update(part for part in parts if len(part) > 5)
+        basic = base64.b64encode(":".join(parts).encode("utf-8", "replace")).decode()
+        self.secrets.add(basic.rstrip("=")[:-1] if len(basic) >= 8 else basic + "=" * 100)
+
+    def learn_from(self, url: object, auth: object) -> None:
+        found = re.search(r"//([^/@]*)@", url) if isinstance(url, str) else None
+        if found is not None:
+            self.learn(*found[1].partition(":")[::2])
+        if isinstance(auth, tuple) and len(auth) == 2 and all(isinstance(part, str) for part in auth):
+            self.learn(*auth)
+
+    def texts(self) -> Iterator[str]:
+        yield from self.said
+        for thing in self.heard:
+            error = thing
+            while isinstance(error, BaseException):  # with all that caused it
+                yield f"{error} {error!r} {error.args!r}"
+                error = error.__cause__ or error.__context__
+            yield f"{thing} {thing!r}"
+
+    def check(self) -> None:
+        for text in self.texts():
+            found = [secret for secret in self.secrets if secret in text]
+            assert not found, f"a login in what was recorded: {text[:500]}"
+
+
+class _Log(logging.Handler):
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__(logging.DEBUG)
+        self._recorder = recorder
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._recorder.said.append(f"{record.getMessage()} {record.args!r} {record.exc_info and record.exc_info[1]!r}")
+
+
+@pytest.fixture(autouse=True)
+def recorder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder]:
+    """The recorder of each test here: at its end no login may be in anything that was recorded.
+
+    ``recorder.heard.append(…)``: have something else searched, such as what an origin received.
+    """
+    recorder = Recorder()
+
+    def note(owner: type, name: str, before: Callable[..., object] | None = None) -> None:
+        original = getattr(owner, name)
+
+        def noted(self: object, *args: Any, **options: Any) -> None:
+            if before is not None:
+                before(self, args, options)
+            original(self, *args, **options)
+            recorder.heard.append(self)
+
+        monkeypatch.setattr(owner, name, noted)
+
+    def observe(connector: object, args: tuple[Any, ...], options: dict[str, Any]) -> None:
+        options["observers"] = [*options.get("observers", ()), recorder.heard.append]
+
+    note(
+        Proxy, "__init__", lambda _, args, options: recorder.learn_from(args[0] if args else None, options.get("auth"))
+    )
+    note(ConnectorError, "__init__")
+    note(Route, "__post_init__")
+    note(trioconn.BaseConnector, "__init__", observe)
+    note(Connection, "__init__")
+    log, root = _Log(recorder), logging.getLogger()
+    monkeypatch.setattr(root, "level", logging.DEBUG)
+    root.addHandler(log)
+    yield recorder
+    root.removeHandler(log)
+    monkeypatch.undo()
+    recorder.check()
 
 
 # The real programs
