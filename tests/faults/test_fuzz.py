@@ -146,7 +146,8 @@ def check_url(url: str) -> None:
     assert repr(route).isprintable()
     host = parse_host(route.host)
     check_canonical(host)
-    assert CONNECTOR.route(f"{route.scheme}://{host.authority(route.port)}") in {route} or host.absolute or "." in url
+    again = f"{route.scheme}://{host.authority(route.port)}"
+    assert CONNECTOR.route(again) == route or url.rstrip("/").endswith(".")
 
 
 def check_proxy(url: str) -> None:
@@ -177,7 +178,7 @@ def check_fingerprint(digest: bytes | str) -> None:
     try:
         pin = trioconn.Fingerprint(digest)
     except ValueError as error:
-        assert str(error).isprintable() and len(str(error)) < 600
+        check_message(error)
         return
     assert len(pin.digest) in {32, 48, 64}
     assert not pin.matches(b"") and not pin.matches(b"x")
@@ -237,7 +238,7 @@ def test_what_is_no_port(port: object) -> None:
     try:
         assert 1 <= check_port(port) <= 65535 and type(port) is int
     except trioconn.InvalidTargetError as error:
-        assert str(error).isprintable() and len(str(error)) < 300
+        check_message(error)
 
 
 @pytest.mark.soak
