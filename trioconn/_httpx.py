@@ -99,11 +99,13 @@ class Patience:
         self._connect = connect
         self._dial = 0
         self.connecting = False
-        scope.deadline = self._pool
+        # Not before we are queued: where there is room no slot is waited for, and a pool timeout of 0 is none.
 
     def __call__(self, event: events.Event) -> None:
         if not self.connecting:
-            if isinstance(event, events.DialStarted):
+            if isinstance(event, events.Queued):
+                self.scope.deadline = self._pool
+            elif isinstance(event, events.DialStarted):
                 self.connecting = True
                 self._dial = event.dial
                 self.scope.deadline = math.inf if self._connect is None else event.at + self._connect

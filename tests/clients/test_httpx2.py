@@ -388,6 +388,26 @@ async def test_pool_timeout(http_server: Servers, autojump_clock: Any) -> None:
         nursery.cancel_scope.cancel()
 
 
+async def test_pool_timeout_of_zero_is_for_who_must_wait(http_server: Servers) -> None:
+    async def answer(peer: Any) -> None:
+        await peer.request()
+        asked.set()
+        await trio.sleep_forever()
+
+    asked = trio.Event()
+    async with (
+        http_server(answer) as server,
+        client(limit=1, timeout=httpx2.Timeout(None, pool=0)) as http,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(http.get, server.url)
+        with trio.fail_after(10):
+            await asked.wait()
+        with pytest.raises(httpx2.PoolTimeout):
+            await http.get(server.url)
+        nursery.cancel_scope.cancel()
+
+
 async def test_time_in_the_queue_is_not_time_to_connect(http_server: Servers, autojump_clock: Any) -> None:
     """A slot after 3 s, then 3 s of dialling: neither timeout of 4 s has passed."""
     async with http_server() as server, SlowConnector(limit=1) as connector:
