@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
-from trioconn import CertificateError, Fingerprint, FingerprintMismatchError
+from trioconn import CertificateError, Fingerprint, FingerprintMismatchError, ProxyConnectError
 
 from .peers import PATHS, SECRETS
 
@@ -166,3 +166,80 @@ async def test_a_pin_is_of_the_leaf_and_of_nothing_else(way: Any, ca1: Authority
         (await w.connector.connect(w.target("https"), ssl=own)).close()
         upper = Fingerprint(":".join(f"{byte:02X}" for byte in own.digest))
         (await w.connector.connect(w.target("https"), ssl=upper)).close()
+
+
+# The proxies themselves
+
+
+@pytest.mark.security(41)
+@pytest.mark.security(42)
+@pytest.mark.security(82)
+@pytest.mark.security(83)
+@pytest.mark.parametrize("scheme", ["http", "https", "wss", "tcp"])
+@pytest.mark.parametrize(("path", "hop"), [("https", 0), ("https-socks5h", 0), ("http-https", 1)])
+@pytest.mark.parametrize("failure", ["wrong name", "unknown authority", "expired", "wrong pin"])
+async def test_a_wrong_proxy_hears_nothing(
+    no_fd_leak: None, way: Any, ca1: Authority, ca2: Authority, failure: str, path: str, hop: int, scheme: str
+) -> None:
+    """However little the target is verified: the proxy's own certificate counts, before it is told anything."""
+    _, _, kind, code = FAILURES[failure]
+    with trio.fail_after(20):
+        async with way(path, ca1.server()) as w:
+            w.proxies.context = {
+                "wrong name": lambda: ca1.server("a.test"),
+                "unknown authority": lambda: ca2.server("proxy.test"),
+                "expired": lambda: ca1.expired("proxy.test"),
+                "wrong pin": lambda: ca1.server("proxy.test"),
+            }[failure]()
+            trust = Fingerprint(bytes(32)) if failure == "wrong pin" else ca1.client()
+            chain = w.proxies.chain(path, trust)
+            for _ in range(2):
+                with pytest.raises(ProxyConnectError) as caught:
+                    await w.connector.connect(w.target(scheme), proxy=chain, ssl=False)
+                w.check_closed()
+                error = caught.value
+                assert type(error.__cause__) is kind
+                assert (error.stage, error.hop) == ("pin" if failure == "wrong pin" else "tls", hop)
+                assert getattr(error.__cause__, "verify_code", 0) == code
+            assert len(w.proxies.heads) == (2 if hop else 0)  # only the one before it was told something
+            assert w.proxies.socks == []
+            assert w.peer.visits == []
+
+
+# Every way of saying how a target is trusted
+
+
+@pytest.mark.parametrize("path", ["direct", "unix", "https"])
+async def test_the_older_spellings(way: Any, ca1: Authority, ca2: Authority, path: str) -> None:
+    server = ca2.server()
+    pin = leaf(server)
+    for options in (
+        {"verify_ssl": False},
+        {"fingerprint": pin.digest},
+        {"fingerprint": pin},
+        {"ssl_context": ca2.client()},
+    ):
+        async with way(path, server, **({"ssl": True} | options)) as w:
+            (await w.connector.connect(w.target("https"))).close()
+    refused: list[tuple[dict[str, Any], type[Exception]]] = [
+        ({"verify_ssl": True}, CertificateError),
+        ({"fingerprint": bytes(32)}, FingerprintMismatchError),
+        ({"ssl_context": ca1.client()}, CertificateError),
+    ]
+    for wrong, kind in refused:
+        async with way(path, server, **({"ssl": True} | wrong)) as w:
+            with pytest.raises(kind):
+                await w.connector.connect(w.target("https"))
+            w.check_closed()
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_the_option_of_a_call_wins(way: Any, ca1: Authority, ca2: Authority, path: str) -> None:
+    server = ca2.server()
+    async with way(path, server) as w:
+        for option in (False, ca2.client(), leaf(server), Fingerprint(leaf(server).digest, context=ca2.client())):
+            (await w.connector.connect(w.target("https"), ssl=option)).close()
+        for option in (None, True) if path != "custom" else (True,):
+            with pytest.raises(CertificateError):
+                await w.connector.connect(w.target("https"), ssl=option)
+            w.check_closed()
