@@ -115,8 +115,10 @@ class World:
             network.listen("192.0.2.50", self._serve_proxy, port=8443, tls=self._server_ssl)
             network.listen("192.0.2.50", self._serve_socks, port=1080)
             try:
-                with listening_at("app.sock") as listener:
-                    nursery.start_soon(trio.serve_listeners, serve_http, [listener])
+                with contextlib.ExitStack() as stack:
+                    if hasattr(socket, "AF_UNIX"):
+                        listener = stack.enter_context(listening_at("app.sock"))
+                        nursery.start_soon(trio.serve_listeners, serve_http, [listener])
                     return await async_fn(*args)
             finally:
                 self._network = None
