@@ -89,7 +89,8 @@ def explained(error: BaseException, dialling: Dialling) -> BaseException:
         return error
     if not isinstance(error, OSError):
         return error
-    better = ConnectError(
+    kind = ConnectTimeoutError if isinstance(error, TimeoutError) else ConnectError
+    better = kind(
         f"{dialling.route}: {error.strerror or str(error) or type(error).__name__}",
         errno=error.errno,
         stage=dialling.stage,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from inspect import iscoroutinefunction
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self, TypedDict, Unpack, cast
 
@@ -102,6 +103,9 @@ class BaseConnector:
     ) -> None:
         refuse_unknown(type(self).__name__, unknown)
         grace = self._grace
+        if protocol_factory is not None and not callable(protocol_factory):
+            raise TypeError(f"protocol_factory must be callable, not a {type(protocol_factory).__name__}")
+        check_synchronous("is_clean", self.is_clean)
         if check_seconds("lifetime_jitter", lifetime_jitter) > 1:
             raise ValueError(f"lifetime_jitter is the part of a lifetime from 0 to 1, not {lifetime_jitter}")
         if max_uses is not None and check_count("max_uses", max_uses) == 0:
@@ -534,19 +538,29 @@ def refuse_unknown(name: str, unknown: Mapping[str, object]) -> None:
         raise TypeError(f"{name}() got an unexpected keyword argument {argument!r}{hint}")
 
 
+def check_synchronous(name: str, f: Callable[..., object]) -> None:
+    """Refuse a coroutine function where an answer is needed at once: the coroutine it returns would pass for a yes.
+
+    Raises:
+      TypeError: it is one.
+    """
+    if iscoroutinefunction(f):
+        raise TypeError(f"{name} must answer at once: make it a plain function, not an async one")
+
+
 def check_count(name: str, value: object) -> int:
     """A number of things; None is 0.
 
     Raises:
-      ValueError: it is negative.
+      ValueError: it is negative, or not a number.
       TypeError: it is no int.
     """
     if value is None:
         return 0
+    if isinstance(value, int | float) and not value >= 0:  # NaN, too
+        raise ValueError(f"{name} must not be negative: {value}")
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{name} must be an int or None, not {value!r}")
-    if value < 0:
-        raise ValueError(f"{name} must not be negative: {value}")
     return value
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import trio
 
-from ._connector import BaseConnector, check_count, check_optional_seconds
+from ._connector import BaseConnector, check_count, check_optional_seconds, check_synchronous
 from ._establish.addresses import History
 from ._establish.dial import Kit, dial, tls_layers
 from ._establish.dns_cache import DNSCache
@@ -145,6 +145,8 @@ class TCPConnector(_OwnConnector):
         for name, value in (("socket_factory", socket_factory), ("address_policy", address_policy)):
             if value is not None and not callable(value):
                 raise TypeError(f"{name} must be callable, not a {type(value).__name__}")
+        if address_policy is not None:
+            check_synchronous("address_policy", address_policy)
         if resolver is not None and not isinstance(resolver, Resolver):
             raise TypeError(f"resolver must be a trioconn.Resolver, not a {type(resolver).__name__}")
         self._family = family

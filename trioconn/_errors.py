@@ -27,12 +27,13 @@ from __future__ import annotations
 
 import copy
 import ssl
-from typing import TYPE_CHECKING, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Literal, TypeVar, cast, get_args
 
 import trio
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Self
 
     from ._route import Route
 
@@ -69,7 +70,7 @@ class ConnectError(ConnectorError, OSError):
 
     Attributes:
       errno: the operating system's number, or None where there is none.
-      route: the `Route` that was being dialled, or None while no route is known.
+      route: the `Route` that was being dialled, or None while no route is known. It is left out of pickles.
       stage: how far the attempt had come: one of ``"resolve"``, ``"connect"``, ``"proxy"``, ``"tls"``, ``"pin"``,
         ``"protocol"``.
       hop: which hop failed: 0 is the first proxy, 1 the second; -1 is the target.
@@ -103,8 +104,15 @@ class ConnectError(ConnectorError, OSError):
     def __str__(self) -> str:
         return self.message
 
+    def __copy__(self) -> Self:
+        return cast("Self", _rebuild(type(self), self.message, self.errno, dict(self.__dict__)))
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self.__copy__()
+
     def __reduce__(self) -> tuple[object, ...]:
-        return (_rebuild, (type(self), self.message, self.errno, dict(self.__dict__)))
+        # A pickle may go anywhere. The route holds logins and contexts, and means nothing to another process.
+        return (_rebuild, (type(self), self.message, self.errno, {**self.__dict__, "route": None}))
 
 
 def _rebuild(cls: type[ConnectError], message: str, errno: int | None, state: dict[str, object]) -> ConnectError:
@@ -149,9 +157,11 @@ class TLSError(ConnectError):
 class CertificateError(TLSError, ssl.SSLCertVerificationError):
     """The peer's certificate was not accepted: unknown issuer, wrong name, expired.
 
-    ``verify_code`` and ``verify_message`` are OpenSSL's.
+    ``verify_code`` and ``verify_message`` are OpenSSL's, ``reason`` and ``library`` what they are on errors of `ssl`.
     """
 
+    reason: str = "CERTIFICATE_VERIFY_FAILED"
+    library: str = "SSL"
     verify_code: int = 0
     verify_message: str = ""
 

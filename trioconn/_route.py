@@ -21,7 +21,7 @@ import ssl
 from dataclasses import dataclass, field
 from hashlib import sha256, sha384, sha512
 from hmac import compare_digest
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, TypeAlias, cast
 
 from ._errors import InvalidTargetError, shown
 
@@ -325,6 +325,15 @@ class Route:
         if not isinstance(other, Route):
             return NotImplemented
         return self._hash == other._hash and self._key() == other._key()
+
+    def __copy__(self) -> Route:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Route:
+        return self  # it cannot change, and a copy with another maker would be accepted by nobody
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Route cannot be pickled: it holds secrets, and is accepted by its own connector only")
 
     def __repr__(self) -> str:
         return f"<Route {self}>"

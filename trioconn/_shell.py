@@ -384,7 +384,8 @@ class Shell:
         if idle_for is None:
             orders = self.pool.released(record, now)
         else:
-            orders = self.pool.released(record, now, idle_for=idle_for if idle_for > 0 else 0.0)  # 0 for NaN, too
+            usable = isinstance(idle_for, int | float) and idle_for > 0  # release() never raises; NaN is not usable
+            orders = self.pool.released(record, now, idle_for=idle_for if usable else 0.0)
         if orders is not NOTHING:
             if released is not None:
                 self.audience.add(released)

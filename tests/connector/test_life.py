@@ -156,7 +156,7 @@ def test_properties() -> None:
         ({name: value}, error)
         for name, rows in {
             "limit": [(-1, ValueError), (1.5, TypeError), ("1", TypeError), (True, TypeError)],
-            "limit_per_host": [(-1, ValueError), (math.nan, TypeError)],
+            "limit_per_host": [(-1, ValueError), (math.nan, ValueError)],
             "keepalive_timeout": [(-1, ValueError), (math.nan, ValueError), ("1", TypeError), (True, TypeError)],
             "connect_timeout": [(-0.1, ValueError), (math.nan, ValueError), ([], TypeError)],
             "timeout_ceil_threshold": [(-1, ValueError), (math.nan, ValueError), (None, TypeError)],

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import Any
 
 import pytest
 
@@ -159,6 +161,21 @@ def test_a_policy_that_raises_denies(error: type[Exception], caplog: pytest.LogC
 
 def test_what_is_no_address_is_denied(caplog: pytest.LogCaptureFixture) -> None:
     assert judge(lambda host, address: True, "a.test", "localhost") is False
+
+
+@pytest.mark.parametrize("kind", ["coroutine", "future"])
+def test_an_answer_that_must_be_awaited_denies(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    class Future:
+        def __await__(self) -> Generator[None, None, bool]:
+            yield
+            return True
+
+    async def allowed() -> bool:
+        return True
+
+    policy: Any = (lambda host, address: allowed()) if kind == "coroutine" else (lambda host, address: Future())
+    assert judge(policy, "a.test", "8.8.8.8") is False
+    assert "synchronous" in caplog.text
 
 
 def test_truth_of_the_answer_counts() -> None:

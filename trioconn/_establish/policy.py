@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from inspect import isawaitable, iscoroutine
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import TypeAlias
 
@@ -101,13 +102,18 @@ def judge(policy: AddressPolicy, host: str, address_text: str) -> bool:
     """What `policy` says about an address as it would be dialled.
 
     The zone is stripped and an IPv4-mapped address unwrapped, since that is where the packets go. An exception of the
-    policy, and a text that is no address, deny.
+    policy, an answer that would have to be awaited, and a text that is no address, deny.
     """
     try:
         address = ip_address(address_text.partition("%")[0])
         if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
             address = address.ipv4_mapped
-        return bool(policy(host, address))
+        answer: object = policy(host, address)
+        if isawaitable(answer):  # true as an object, whatever it would have come to
+            if iscoroutine(answer):
+                answer.close()
+            raise TypeError("an address policy is synchronous")
+        return bool(answer)
     except Exception:
         _LOG.exception("the address policy failed for %s of %s: denied", shown(address_text), shown(host))
         return False

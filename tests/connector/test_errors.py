@@ -1,0 +1,112 @@
+"""Errors as values: they are copied, pickled to other processes, and read by those who know the standard library's."""
+
+from __future__ import annotations
+
+import copy
+import errno
+import pickle
+import ssl
+from typing import Any
+
+import pytest
+
+import trioconn
+from trioconn._errors import ConnectError
+from trioconn.testing import Fail, ScriptedConnector
+
+from .common import A, settle
+
+
+def kinds(of: type[ConnectError]) -> list[type[ConnectError]]:
+    return [of, *(kind for below in of.__subclasses__() for kind in kinds(below))]
+
+
+def route_with_secrets() -> trioconn.Route:
+    connector = trioconn.TCPConnector(ssl=ssl.create_default_context(), proxy="http://user:opensesame@proxy.test:3128")
+    return connector.route("https://a.test")
+
+
+@pytest.mark.parametrize("kind", kinds(ConnectError))
+@pytest.mark.parametrize("number", [None, errno.ECONNREFUSED])
+def test_an_error_crosses_to_another_process_without_its_route(kind: type[ConnectError], number: int | None) -> None:
+    error = kind("it failed", errno=number, stage="tls", hop=0, route=route_with_secrets())
+    error.add_note("a note")
+    data = pickle.dumps(error)
+    assert b"opensesame" not in data
+    again = pickle.loads(data)
+    assert type(again) is kind and again.route is None and error.route is not None
+    assert (str(again), again.args, again.errno) == ("it failed", error.args, number)
+    assert (again.stage, again.hop, again.__notes__) == ("tls", 0, ["a note"])
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy])
+def test_a_copy_of_an_error_keeps_its_route(duplicate: Any) -> None:
+    error = trioconn.ProxyRefusedError("no", errno=5, stage="proxy", hop=0, route=route_with_secrets())
+    error.status = 407
+    again = duplicate(error)
+    assert again is not error and type(again) is trioconn.ProxyRefusedError
+    assert again.route is error.route and (again.status, again.errno, str(again)) == (407, 5, "no")
+
+
+def test_a_route_is_copied_as_itself_and_never_pickled() -> None:
+    route = route_with_secrets()
+    assert copy.copy(route) is route and copy.deepcopy([route])[0] is route
+    with pytest.raises(TypeError, match="pickle"):
+        pickle.dumps(route)
+
+
+def test_a_certificate_error_has_what_those_of_ssl_have() -> None:
+    error = trioconn.CertificateError("not accepted")
+    assert (error.reason, error.library) == ("CERTIFICATE_VERIFY_FAILED", "SSL")
+    assert (error.verify_code, error.verify_message) == (0, "")
+
+
+async def test_a_timeout_of_the_system_is_a_timeout_wherever_it_happens() -> None:
+    late = TimeoutError(errno.ETIMEDOUT, "Connection timed out")
+    async with ScriptedConnector(Fail(late)) as connector:
+        with pytest.raises(trioconn.ConnectTimeoutError) as caught:
+            await connector.connect(A)
+        assert isinstance(caught.value, TimeoutError) and caught.value.errno == errno.ETIMEDOUT
+        assert isinstance(caught.value.__cause__, TimeoutError) and caught.value.route == connector.route(A)
+        await settle()
+
+
+@pytest.mark.parametrize("name", ["limit", "limit_per_host", "max_uses", "dns_cache_max_size", "interleave"])
+@pytest.mark.parametrize("number", [-1, -0.5, float("nan"), float("-inf")])
+def test_a_negative_number_of_things_is_a_value_error(name: str, number: float) -> None:
+    with pytest.raises(ValueError, match=name):
+        trioconn.TCPConnector(**{name: number})
+
+
+@pytest.mark.parametrize("number", [1.5, "3", True, float("inf")])
+def test_a_number_of_things_is_an_int(number: object) -> None:
+    with pytest.raises(TypeError, match="limit"):
+        trioconn.TCPConnector(limit=number)
+
+
+def test_what_cannot_be_called_is_refused_at_once() -> None:
+    with pytest.raises(TypeError, match="protocol_factory"):
+        ScriptedConnector(protocol_factory=1)
+
+
+def test_a_coroutine_function_is_refused_where_an_answer_is_needed_at_once() -> None:
+    async def policy(host: str, address: object) -> bool:
+        return False
+
+    class Late(trioconn.BaseConnector):
+        async def is_clean(self, stream: object) -> bool:  # type: ignore[override]
+            return False
+
+    with pytest.raises(TypeError, match="address_policy"):
+        trioconn.TCPConnector(address_policy=policy)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="is_clean"):
+        Late()
+
+
+@pytest.mark.parametrize("seconds", ["1", object(), [], 1j, float("nan"), -1, True])
+async def test_release_never_raises_and_never_loses_the_slot(seconds: Any) -> None:
+    async with ScriptedConnector(limit=1) as connector:
+        (await connector.connect(A)).release(idle_for=seconds)
+        lease = await connector.connect(A)
+        lease.release()
+        assert connector.statistics().leased == 0
