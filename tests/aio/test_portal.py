@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import gc
 import importlib.abc
 import os
 import subprocess
@@ -198,22 +197,26 @@ def test_result_meets_cancellation(run: Run, server: Any, nudges: int) -> None:
     run(main)
 
 
-def test_result_meets_cancellation_in_aiohttp(run: Run, server: Any) -> None:
+@pytest.mark.parametrize("idle", [True, False], ids=["idle", "new"])
+def test_result_meets_cancellation_in_aiohttp(run: Run, server: Any, idle: bool) -> None:
     async def main(portal: Portal) -> None:
         async with portal.open(trioconn.TCPConnector(limit=1)) as connector:
             async with aiohttp.ClientSession(connector=AiohttpConnector(connector)) as client:
                 for number in range(200):
+                    if idle:
+                        async with asyncio.timeout(5), client.get(server.url()) as response:
+                            await response.read()
                     task = asyncio.ensure_future(client.get(server.url()))
-                    for _ in range(number % 12):
+                    for _ in range(number % 8):
                         await asyncio.sleep(0)
+                    if number % 3:
+                        portal.order(task.cancel)  # in the very step in which a connection is handed out
+                        await portal.run(trio.sleep, 0)
                     task.cancel()
                     try:
                         (await task).close()
                     except asyncio.CancelledError:
                         pass
-                    if number % 20 == 0:
-                        async with asyncio.timeout(5), client.get(server.url()) as response:
-                            await response.read()
             found = await connector.statistics()
             assert (found.leased, found.waiting, found.connecting) == (0, 0, 0)
 
@@ -302,9 +305,9 @@ def test_a_forgotten_session_warns(run: Run, server: Any) -> None:
         await (await client.get(server.url())).read()
         await client.close()
         await asyncio.sleep(0.05)  # until the loop holds nothing of it
-        del client, connector
+        del client
         with pytest.warns(ResourceWarning, match="Unclosed connector"):
-            gc.collect()
+            del connector
 
     run(main)
 
