@@ -145,6 +145,34 @@ def test_the_environments_proxy_is_shown_with_its_reason(
     assert "hunter2" not in out
 
 
+def test_a_forwarded_target_is_shown_as_itself(script: Callable[..., Script], trace: Trace) -> None:
+    proxy = script(lambda _, sock, __: sock.recv(1))
+    code, out, _ = trace("http://origin.test:8000/secret?x", "--proxy", f"http://127.0.0.1:{proxy.port}")
+    assert code == 0
+    assert re.search(r"^target    http://origin\.test:8000, forwarded", out, re.MULTILINE)
+    assert f"via       http://127.0.0.1:{proxy.port}\n" in out
+    assert "secret" not in out
+
+
+def test_addresses_for_a_port_that_is_not_on_the_way_cannot_be_honoured(
+    script: Callable[..., Script], trace: Trace
+) -> None:
+    server = script(lambda _, sock, __: sock.recv(1))
+    url = f"http://elsewhere.test:{server.port}"
+    assert trace(url, "--resolve", f"Elsewhere.test.:{server.port}:127.0.0.1")[0] == 0
+    code, _, err = trace(url, "--resolve", "elsewhere.test:443:127.0.0.1")
+    assert code == 2 and "nothing on the way is elsewhere.test:443" in err
+
+
+def test_a_picture_that_cannot_be_written_is_no_traceback(
+    script: Callable[..., Script], trace: Trace, tmp_path: Path
+) -> None:
+    server = script(lambda _, sock, __: sock.recv(1))
+    code, out, err = trace(f"http://127.0.0.1:{server.port}", "--svg", tmp_path / "missing" / "x.svg")
+    assert code == 2 and "connected" in out
+    assert err.startswith("trioconn trace: --svg ") and "No such file" in err
+
+
 def test_a_closed_connection_says_why_it_was_not_reused(script: Callable[..., Script], trace: Trace) -> None:
     server = script(lambda script, sock, number: None)
     code, out, _ = trace(f"tcp://127.0.0.1:{server.port}", "-n", 2, "--pause", 0.2)

@@ -15,6 +15,7 @@ A row's bar is proportional: where it begins, how long each part took, where it 
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any, Final, TypeAlias
@@ -66,7 +67,12 @@ def _wrapped(name: str, text: str, style: Style | None = None) -> Iterator[Line]
 
 def _head(document: Document) -> Iterator[Line]:
     target = document["target"]
-    yield _row("target", (target["route"] if not target["proxies"] else target["route"].split(" via ")[0], None))
+    if target["route"].endswith("(forwarded)"):  # such a route leads to the proxy, whatever is behind it
+        origin = re.split(r"[/?#]", target["url"].partition("://")[2], maxsplit=1)[0]
+        scheme = target["url"].partition("://")[0]
+        yield _row("target", (f"{scheme}://{origin}", None), (", forwarded: the proxy was not asked for it yet", "dim"))
+    else:
+        yield _row("target", (target["route"].split(" via ")[0], None))
     for number, proxy in enumerate(target["proxies"]):
         yield _row("" if number else "via", (proxy, None))
     if target["proxy_reason"] and target["proxies"]:

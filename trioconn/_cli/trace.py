@@ -30,6 +30,7 @@ from .. import (
     ProxyChoice,
     Resolver,
     ResolveResult,
+    Route,
     SystemResolver,
 )
 from .certificates import decode
@@ -95,7 +96,10 @@ def trace(arguments: argparse.Namespace) -> int:
     else:
         show(screen(made))
     if arguments.svg:
-        save_svg(screen(made), arguments.svg, f"trioconn trace {arguments.url}")
+        try:
+            save_svg(screen(made), arguments.svg, f"trioconn trace {arguments.url}")
+        except OSError as error:
+            raise ValueError(f"--svg {arguments.svg}: {error.strerror or error}") from error
     return int(made["exit_code"])
 
 
@@ -113,14 +117,18 @@ async def record(arguments: argparse.Namespace) -> Document:
         "resolver": fixed,
     }
     try:
-        return await _record(arguments, way, trusted, tcp_options)
+        return await _record(arguments, way, trusted, tcp_options, fixed)
     finally:
         if fixed is not None:
             await fixed.aclose()
 
 
 async def _record(
-    arguments: argparse.Namespace, way: tuple[Proxy, ...] | ProxyChoice, trusted: SSLOption, tcp_options: dict[str, Any]
+    arguments: argparse.Namespace,
+    way: tuple[Proxy, ...] | ProxyChoice,
+    trusted: SSLOption,
+    tcp_options: dict[str, Any],
+    fixed: FixedResolver | None,
 ) -> Document:
     recording = Recording(
         url=arguments.url,
@@ -142,6 +150,8 @@ async def _record(
     )
     async with connector:
         route = connector.route(arguments.url)
+        if fixed is not None:
+            fixed.check(route)
         recording.route = str(route)
         recording.proxies = [str(proxy) for proxy in route.proxies]
         for number in range(arguments.times):
@@ -201,18 +211,20 @@ class FixedResolver(Resolver):
 
     def __init__(self, entries: Sequence[str]) -> None:
         self._known: dict[str, list[ResolveResult]] = {}
+        self._entries: list[tuple[str, str, int]] = []
         for entry in entries:
             host, _, rest = entry.partition(":")
             port, colon, addresses = rest.partition(":")
             if not host or not port.isdigit() or not colon:
                 raise ValueError(f"--resolve takes HOST:PORT:ADDR[,ADDR], not {entry!r}")
+            self._entries.append((entry, host.lower().removesuffix("."), int(port)))
             for text in addresses.split(","):
                 try:
                     address = ip_address(text.strip().strip("[]"))
                 except ValueError as error:
                     raise ValueError(f"--resolve {entry}: {error}") from None
                 family = socket.AF_INET if address.version == 4 else socket.AF_INET6
-                self._known.setdefault(host.lower(), []).append(ResolveResult(str(address), family))
+                self._known.setdefault(host.lower().removesuffix("."), []).append(ResolveResult(str(address), family))
         self._system = SystemResolver()
 
     async def resolve(self, host: str, port: int = 0, family: int = socket.AF_UNSPEC) -> list[ResolveResult]:
@@ -230,6 +242,18 @@ class FixedResolver(Resolver):
     def splits(self, host: str) -> bool:
         """Only what the system is asked for; ours keep the order in which they were given."""
         return self._known_of(host) is None and self._system.splits(host)
+
+    def check(self, route: Route) -> None:
+        """See that each entry is for a host and port to which `route` leads.
+
+        Raises:
+          ValueError: one is not, so it cannot be honoured.
+        """
+        hops = {(route.host, route.port), *((proxy.host, proxy.port) for proxy in route.proxies)}
+        for entry, host, port in self._entries:
+            if (host, port) not in hops:
+                ways = ", ".join(f"{name}:{number}" for name, number in sorted(hops, key=str))
+                raise ValueError(f"--resolve {entry}: nothing on the way is {host}:{port}; it leads to {ways}")
 
     def _known_of(self, host: str) -> list[ResolveResult] | None:
         return self._known.get(host.removesuffix(".").lower())
