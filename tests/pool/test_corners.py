@@ -1,0 +1,112 @@
+"""Corners of the rules that mutated pools got past the other tests in. See docs/mutation.md."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+MakeDesk = Callable[..., Any]
+
+
+def test_uses_are_counted_of_older_connections_too(desk: MakeDesk) -> None:
+    pool = desk(5)
+    pool.lease("A", "old")
+    pool.lease("A", "new")
+    pool.released("old")
+    pool.released("new", idle_for=0.125)
+    pool.after(0.25)  # and no timer has come by
+    assert pool.take("A") == "old"
+    assert pool.records["old"].uses == 2
+
+
+def test_who_bounces_twice_keeps_the_place_of_its_first_wait(desk: MakeDesk) -> None:
+    pool = desk(5)
+    pool.lease("A", "c1")
+    pool.lease("A", "c2")
+    pool.released("c1")
+    pool.released("c2")
+    assert pool.wanted("w1", "A") == ["grant w1 c2"]
+    assert pool.bounced("w1", "c2") == ["grant w1 c1"]
+    assert pool.wanted("w2", "A") == ["dial A/3"]
+    assert pool.bounced("w1", "c1") == ["dial A/4"]
+    # It had come before that attempt began, so its failure is the first's.
+    assert pool.failed("A/3") == ["refuse w1"]
+
+
+def test_a_full_endpoint_without_hunger_of_its_own(desk: MakeDesk) -> None:
+    pool = desk(2, limit_per_host=1)
+    pool.lease("A", "c1", dial_time=0.25)
+    pool.lease("B", "c2", dial_time=0.25)
+    assert pool.wanted("w", "C") == []
+    assert pool.released("c1") == []
+    assert pool.after(0.25).expired() == ["close c1 evicted", "dial C/1"]
+
+
+def test_a_freed_connection_goes_to_the_hungrier_of_its_endpoint_and_of_the_others(desk: MakeDesk) -> None:
+    pool = desk(3, limit_per_host=2)
+    pool.lease("A1", "c1")
+    pool.lease("A2", "c2")
+    pool.lease("B", "c3")
+    pool.use("c1", 8)
+    assert pool.wanted("own", "A2") == []
+    assert pool.wanted("other", "C") == []  # with nothing open, so hungrier
+    assert pool.released("c1") == ["close c1 evicted", "dial C/1"]
+
+
+def test_a_freed_connection_goes_to_its_own_endpoint_if_that_is_hungrier(desk: MakeDesk) -> None:
+    pool = desk(3, limit_per_host=2)
+    pool.lease("A1", "c1")
+    pool.lease("A1", "c2")
+    pool.lease("B", "c3")
+    assert pool.wanted("own", "A2") == []
+    assert pool.wanted("other", "C") == []  # as hungry, and later
+    assert pool.released("c1") == ["close c1 evicted", "dial A2/1"]
+
+
+def test_two_more_count_for_a_route_that_has_some_as_well(desk: MakeDesk) -> None:
+    pool = desk(4)
+    for connection in ("c1", "c2", "c3"):
+        pool.lease("A", connection, dial_time=1)
+    pool.lease("B", "c4", dial_time=1)
+    assert pool.wanted("w", "B") == []
+    assert pool.released("c1") == ["close c1 evicted", "dial B/2"]
+
+
+def test_a_turn_lasts_twice_as_long_as_the_dial_took(desk: MakeDesk) -> None:
+    for dial_time, waiting, over in ((0.25, 0.5, True), (0.25, 0.375, False), (4.0, 8.0, True), (4.0, 7.0, False)):
+        pool = desk(1)
+        pool.lease("A", "c", dial_time=dial_time)
+        pool.use("c", 8)
+        assert pool.wanted("w", "B") == []
+        assert pool.after(waiting).released("c") == (["close c evicted", "dial B/1"] if over else [])
+
+
+def test_idle_connections_leave_the_row_wherever_they_stand(desk: MakeDesk) -> None:
+    for idle_for in (None, 10):
+        for dead in ("c1", "c2", "c3"):
+            pool = desk(5)
+            left = [connection for connection in ("c3", "c2", "c1") if connection != dead]
+            for connection in ("c1", "c2", "c3"):
+                pool.lease("A", connection)
+            for connection in ("c1", "c2", "c3"):
+                pool.released(connection, idle_for=idle_for)
+            assert pool.dropped(dead) == []
+            assert [pool.take("A"), pool.take("A"), pool.take("A")] == [*left, None]
+
+
+def test_a_lifetime_that_ends_at_the_moment_of_the_release_is_over(desk: MakeDesk) -> None:
+    pool = desk(5)
+    pool.lease("A", "c", expires=pool.now + 1)
+    assert pool.after(1).released("c") == ["close c age"]
+
+
+def test_a_full_endpoint_has_surplus_attempts_aborted_time_and_again(desk: MakeDesk) -> None:
+    pool = desk(None, limit_per_host=2)
+    pool.lease("A1", "c1")
+    for number in (2, 3, 4):
+        assert pool.wanted(f"w{number}", "A1") == [f"dial A1/{number}"]
+        assert pool.released("c1") == [f"grant w{number} c1"]  # now that attempt is surplus
+        assert pool.wanted(f"x{number}", "A2") == [f"abort A1/{number}"]
+        assert pool.failed(f"A1/{number}") == [f"dial A2/{number - 1}"]
+        assert pool.dialed(f"A2/{number - 1}", f"d{number}") == [f"grant x{number} d{number}"]
+        assert pool.dropped(f"d{number}") == []
