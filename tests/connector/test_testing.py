@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import ssl
+from collections import OrderedDict
 from collections.abc import Callable
 
 import pytest
@@ -11,6 +12,7 @@ import trio
 import trio.testing
 
 import trioconn
+from trioconn._establish import tls_context
 from trioconn.testing import (
     ConnectProxy,
     Fail,
@@ -169,6 +171,28 @@ async def test_a_network_where_nothing_works(
     for option in ("socket_factory", "local_addr"):
         with pytest.raises(TypeError, match=option):
             network.connector(**{option: None})
+
+
+@pytest.mark.parametrize("verified", [True, False])
+async def test_the_first_tls_of_the_process_takes_no_virtual_time(
+    verified: bool,
+    autojump_clock: trio.testing.MockClock,
+    nursery: trio.Nursery,
+    server_ssl: Callable[..., ssl.SSLContext],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tls_context, "_contexts", OrderedDict())  # nobody has made one yet, which takes a thread
+    network = FakeNetwork(nursery)
+    network.add_host("example.test", "192.0.2.1")
+    network.listen("192.0.2.1", tls=server_ssl())
+    async with network.connector(ssl=verified) as connector:
+        start = trio.current_time()
+        if verified:
+            with pytest.raises(trioconn.CertificateError):
+                await connector.connect("https://example.test")
+        else:
+            (await connector.connect("https://example.test", alpn_protocols=["h2"])).close()
+        assert trio.current_time() == start
 
 
 async def test_tls_and_a_mute_peer_in_the_network(

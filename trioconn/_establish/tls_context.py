@@ -52,10 +52,23 @@ async def context_for(step: TLSStep) -> ssl.SSLContext:
         finally:
             del making[key]
             done.set()
-            while len(_contexts) > MOST_CONTEXTS:
-                _contexts.popitem(last=False)
+            _forget_the_oldest()
     _contexts.move_to_end(key)
     return context
+
+
+def prepare(step: TLSStep) -> None:
+    """See to it that `context_for` need not wait, at the cost of blocking: virtual time would run on meanwhile."""
+    if isinstance(step.trust, DefaultTrust):
+        key = (step.trust.verified, step.alpn)
+        if key not in _contexts:
+            _contexts[key] = _make(*key)
+            _forget_the_oldest()
+
+
+def _forget_the_oldest() -> None:
+    while len(_contexts) > MOST_CONTEXTS:
+        _contexts.popitem(last=False)
 
 
 def _making() -> dict[_Key, trio.Event]:

@@ -22,11 +22,14 @@ from typing import Any, TypeAlias
 
 import trio
 
+from .._attempt import Dialler
 from .._connectors import TCPConnector
 from .._establish.addresses import Address, SockAddr
-from .._establish.dial import Kit
+from .._establish.dial import Dialling, Kit
 from .._establish.dns_cache import ResolveResult
 from .._establish.resolve import Resolver
+from .._establish.tls_context import prepare
+from .._route import Route, TLSStep
 
 Handler: TypeAlias = Callable[[Any], Awaitable[object]]
 
@@ -259,6 +262,17 @@ class _NetworkedConnector(TCPConnector):
     def __init__(self, network: FakeNetwork, **options: Any) -> None:
         self._network = network
         super().__init__(socket_factory=network.make_socket, **options)
+
+    def _dialler(self) -> Dialler:
+        dial = super()._dialler()
+
+        async def dial_prepared(route: Route, dialling: Dialling) -> trio.abc.Stream:
+            for step in route.steps:
+                if isinstance(step, TLSStep):
+                    prepare(step)  # not in a thread: a clock that jumps does not wait for one
+            return await dial(route, dialling)
+
+        return dial_prepared
 
     def _kit(self) -> Kit:
         tcp = replace(self._tcp, connect=self._network.connect, source=self._network.source)
