@@ -177,7 +177,10 @@ MADE_BY_US = {
 def hide_constructor(
     app: Sphinx, what: str, name: str, obj: object, options: object, signature: str | None, returns: str | None
 ) -> tuple[str | None, str | None]:
-    return ("", None) if name in MADE_BY_US else (signature, returns)
+    if name in MADE_BY_US:
+        return "", None
+    # Only there to be refused with a hint.
+    return signature and signature.replace(", **unknown: ~typing.Any", "").replace(", **unknown: Any", ""), returns
 
 
 def skip_internal(app: Sphinx, what: str, name: str, obj: object, skip: bool, options: object) -> bool | None:
