@@ -206,7 +206,7 @@ async def test_endless_certificates_are_bounded(way: Any, ca1: Authority) -> Non
 @pytest.mark.security(48)
 @pytest.mark.parametrize("stage", ["head", "interim", "tls", "refusal"])
 async def test_one_byte_a_second_does_not_prolong_the_deadline(
-    stage: str, autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+    stage: str, autojump_clock: trio.testing.MockClock, nursery: trio.Nursery, client_ssl: ssl.SSLContext
 ) -> None:
     said = {
         "head": itertools.chain([b"HTTP/1.1 200 OK\r\nX: "], itertools.repeat(b"x")),
@@ -226,7 +226,7 @@ async def test_one_byte_a_second_does_not_prolong_the_deadline(
     network = FakeNetwork(nursery)
     network.add_host("p.test", "192.0.2.1")
     network.listen("192.0.2.1", drip)
-    async with network.connector(connect_timeout=5, proxy="http://p.test", ssl=False) as connector:
+    async with network.connector(connect_timeout=5, proxy="http://p.test", ssl=client_ssl) as connector:
         with pytest.raises(trioconn.ConnectError):
             await connector.connect("https://a.test")
         assert trio.current_time() <= 5
