@@ -125,9 +125,24 @@ def bench(session: nox.Session) -> None:
 
 @nox.session(python=OLDEST)
 def soak(session: nox.Session) -> None:
-    """The tests that run for minutes."""
+    """The tests that run for minutes. TRIOCONN_SOAK_SECONDS, …_PROGRAMS and …_SEED say for how many, and which."""
     session.install("-e", ".[all]", *group("test"))
-    session.run("python", "-m", "pytest", "-m", "soak", *session.posargs)
+    session.run("python", "-m", "pytest", "-m", "soak", "-s", "-o", "faulthandler_timeout=0", *session.posargs)
+
+
+@nox.session(python=OLDEST)
+def mutants(session: nox.Session) -> None:
+    """Mutation testing of the pool, in a copy; see docs/mutation.md. Names of mutants run these alone."""
+    # Not the project itself: what is tested is the copy, mutated.
+    session.install("mutmut>=3.8", *PYPROJECT["project"]["dependencies"], *group("test"))
+    copy = Path(session.create_tmp(), "copy")
+    for name in ("trioconn", "tests", "docs"):
+        shutil.copytree(name, copy / name, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__", "_build"))
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(name, copy / name)
+    session.chdir(copy)
+    session.run("mutmut", "run", *session.posargs)
+    session.run("mutmut", "results")
 
 
 @nox.session(python=OLDEST)

@@ -110,3 +110,13 @@ def test_a_full_endpoint_has_surplus_attempts_aborted_time_and_again(desk: MakeD
         assert pool.failed(f"A1/{number}") == [f"dial A2/{number - 1}"]
         assert pool.dialed(f"A2/{number - 1}", f"d{number}") == [f"grant x{number} d{number}"]
         assert pool.dropped(f"d{number}") == []
+
+
+def test_a_grant_of_what_was_idle_has_consequences_for_others(desk: MakeDesk) -> None:
+    pool = desk(3)
+    pool.keep("A", "c1", dial_time=4)
+    pool.lease("B", "c2")
+    assert pool.wanted("w2", "B") == ["dial B/2"]
+    assert pool.released("c2") == ["grant w2 c2"]
+    assert pool.wanted("w", "C") == []  # c1 may still be kept a moment, and while something is idle nothing is aborted
+    assert pool.wanted("x", "A") == ["grant x c1", "abort B/2"]
