@@ -187,6 +187,8 @@ class WebServer:
         self._ready.set()
         await self._ended.wait()
         await runner.cleanup()
+        for _ in range(10):  # closed transports close their sockets in the loop's next passes
+            await asyncio.sleep(0)
 
 
 @pytest.fixture

@@ -54,7 +54,7 @@ def test_our_pool_holds_the_connection_between_requests(run: Run, server: Any) -
             for _ in range(3):
                 async with client.get(server.url()) as response:
                     await response.read()
-            found = await connector.statistics()
+            found = connector.statistics()
             assert (found.idle, found.leased, found.created, found.reused) == (1, 0, 1, 2)
             # And others may have it: the connector is borrowed.
             async with await connector.connect(server.url()) as lease:
@@ -74,13 +74,9 @@ def test_idle_connections_are_handed_out_by_the_pool(run: Run, server: Any) -> N
                 async with client.get(server.url()) as response:
                     await response.read()
                 client.connector._release_parked()
-                found = await portal.run(statistics, client)
+                found = ours(client)
                 assert (found.idle, found.leased, found.created) == (1, 0, 1)
             assert found.reused == 2
-
-    async def statistics(client: aiohttp.ClientSession) -> trioconn.ConnectorStatistics:
-        await trio.lowlevel.checkpoint()
-        return ours(client)
 
     run(main)
 
@@ -409,7 +405,7 @@ def test_unix_sockets(run: Run, unix_server: str) -> None:
                 async with client.get("http://any/") as response:
                     assert response.status == 200
                     await response.read()
-            assert (await connector.statistics()).created == 1
+            assert connector.statistics().created == 1
         async with portal.open(trioconn.UnixConnector(unix_server + "x")) as connector, session(connector) as client:
             with pytest.raises(aiohttp.ClientConnectorError, match="unix socket") as error:
                 await client.get("http://any/")
@@ -457,7 +453,7 @@ def test_streams_of_somebody_elses_connector(run: Run, server: Any, kind: type[t
                 async with client.get(server.url()) as response:
                     await response.read()
                 await asyncio.sleep(0.05)  # the tasks that moved its bytes end before it is given back
-            assert (await connector.statistics()).created == 1
+            assert connector.statistics().created == 1
             async with client.post(server.url("/upload"), data=io.BytesIO(bytes(5 * MB))) as response:
                 assert await response.text() == str(5 * MB)
             async with client.get(server.url(f"/download?size={5 * MB}")) as response:

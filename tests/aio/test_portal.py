@@ -148,8 +148,11 @@ def test_leases(run: Run, server: Any, refused: int) -> None:
                 await connector.connect(f"http://127.0.0.1:{refused}")
             with pytest.raises(trioconn.InvalidTargetError):
                 await connector.connect("gopher://x")
+            with pytest.raises(trio.WouldBlock):
+                connector.connect_nowait(server.url())
             await connector.prewarm(server.url(), 2)
-            assert (await connector.statistics()).idle == 2
+            assert connector.statistics().idle == 2
+            connector.connect_nowait(server.url()).release()
             assert "TCPConnector, open" in repr(connector)
             await connector.aclose()
             with pytest.raises(trioconn.ConnectorClosedError):
@@ -190,7 +193,7 @@ def test_result_meets_cancellation(run: Run, server: Any, nudges: int) -> None:
                     outcomes.append("cancelled")
                 async with asyncio.timeout(5):  # the only slot is free again
                     (await connector.connect(server.url())).release()
-            found = await connector.statistics()
+            found = connector.statistics()
             assert (found.leased, found.waiting, found.open) == (0, 0, 1)
             assert "cancelled" in outcomes
 
@@ -217,7 +220,7 @@ def test_result_meets_cancellation_in_aiohttp(run: Run, server: Any, idle: bool)
                         (await task).close()
                     except asyncio.CancelledError:
                         pass
-            found = await connector.statistics()
+            found = connector.statistics()
             assert (found.leased, found.waiting, found.connecting) == (0, 0, 0)
 
     run(main)

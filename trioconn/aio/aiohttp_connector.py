@@ -8,9 +8,8 @@ limits, fairness, keep-alive and expiry are ours; aiohttp's own keep-alive holds
 fresh ``ResponseHandler`` and a transport stand on the stream; bytes that belong to no response die with them, and make
 the pool close the connection.
 
-An idle connection is taken without a task: at once where trio has the thread, else as one order among all that are
-queued. Only who finds none waits in a trio task, under aiohttp's timeouts: ``connect`` bounds the wait as a whole,
-``sock_connect`` what comes after the start of an attempt for the same target.
+An idle connection is taken at once. Only who finds none waits in a trio task, under aiohttp's timeouts: ``connect``
+bounds the wait as a whole, ``sock_connect`` what comes after the start of an attempt for the same target.
 
 Who reads a response to its end and then asks for the next one does both in one step of the loop. Then nothing has to
 go through the pool: a connection that was given back is *parked* until the next pass of the loop, and handed to who
@@ -115,7 +114,7 @@ class AiohttpConnector(aiohttp.BaseConnector):
 
     @property
     def connector(self) -> trioconn.BaseConnector:
-        """The connector of trioconn. In guest mode asyncio code can ask it, but not call it."""
+        """The connector of trioconn: for its ``statistics()``, say."""
         return self._connector
 
     # ---- handing out -------------------------------------------------------------------------------------------------
@@ -171,32 +170,15 @@ class AiohttpConnector(aiohttp.BaseConnector):
     async def _lease(
         self, route: trioconn.Route, traces: Sequence[Trace], timeouts: ClientTimeout
     ) -> trioconn.Connection:
-        if self._portal.in_trio():
-            try:
-                lease = self._connector.connect_nowait(route)
-            except trio.WouldBlock:
-                return await self._wait(route, traces, timeouts)
-        else:
-            taken = await self._take(route)
-            if taken is None:
-                return await self._wait(route, traces, timeouts)
-            lease = taken
+        if not self._portal.in_trio():
+            raise trioconn.ConnectorClosedError("the trio run beside this asyncio loop has ended")
+        try:
+            lease = self._connector.connect_nowait(route)
+        except trio.WouldBlock:
+            return await self._wait(route, traces, timeouts)
         if traces:
             await self._tell_reused(traces, lease)
         return lease
-
-    async def _take(self, route: trioconn.Route) -> trioconn.Connection | None:
-        """An idle connection, or None: taken by an order to the trio run, which is not asked to start a task for it."""
-        future: asyncio.Future[trioconn.Connection | None] = self._loop.create_future()
-        if self._portal.closed:
-            raise trioconn.ConnectorClosedError("the trio run has ended")
-        self._portal.order(partial(_take, self._connector, route, future))
-        try:
-            return await future
-        except asyncio.CancelledError:
-            if not future.cancelled() and future.exception() is None and (lease := future.result()) is not None:
-                self._portal.order(lease.release)  # the result and the cancellation met
-            raise
 
     async def _tell_reused(self, traces: Sequence[Trace], lease: trioconn.Connection) -> None:
         try:
@@ -382,22 +364,6 @@ class AiohttpConnector(aiohttp.BaseConnector):
 
 def _key(req: ClientRequest) -> tuple[Any, ...]:
     return (req.url.scheme, *req.connection_key)
-
-
-def _take(
-    connector: trioconn.BaseConnector, route: trioconn.Route, future: asyncio.Future[trioconn.Connection | None]
-) -> None:
-    """In the trio run: an idle connection for who waits for `future`."""
-    if future.done():
-        return
-    try:
-        lease = connector.connect_nowait(route)
-    except trio.WouldBlock:
-        future.set_result(None)
-    except Exception as error:
-        future.set_exception(error)
-    else:
-        future.set_result(lease)
 
 
 def _give_back(lease: trioconn.Connection) -> None:

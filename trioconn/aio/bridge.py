@@ -3,12 +3,10 @@
 Theory of operation
 -------------------
 The asyncio loop and the trio run share a thread, so neither ever runs in the middle of a callback of the other, and
-nothing here needs a lock. What differs is who may be called when:
-
-* asyncio can be called from anywhere in the thread: trio's steps are run by the asyncio loop (guest mode) or run it
-  (trio-asyncio). So results are simply set on an `asyncio.Future`.
-* trio can be called only while it has the thread. Under trio-asyncio that is always so. In guest mode it is so in its
-  own steps; from asyncio code an order is queued, and the run is woken once for all that is queued until it comes.
+nothing here needs a lock: trio's steps are run by the asyncio loop (guest mode), or run it (trio-asyncio). Therefore
+either can be called synchronously from the other: a result is set on an `asyncio.Future` from a trio task, and what of
+trio is synchronous (starting a task, cancelling a scope, taking an idle connection, releasing a lease) is called from
+asyncio code. A guest run that is asleep in its thread is woken by that. Only what waits needs a task on the other side.
 
 A `Call` is a trio task and the asyncio task that waits for it, tied together: the asyncio task's cancellation cancels
 the trio task, and is raised when the trio task has ended, not before: trio's cleanup is over when the caller goes on.
@@ -21,8 +19,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import logging
-from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, TypeVarTuple
 
@@ -34,8 +30,6 @@ from .readiness import Readiness
 
 if TYPE_CHECKING:
     from .leases import Connector
-
-logger = logging.getLogger("trioconn.aio")
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -61,8 +55,7 @@ class Portal:
         self._token: trio.lowlevel.TrioToken | None = None
         self._nursery: trio.Nursery | None = None
         self._asked_to_leave = trio.Event()
-        self._orders: deque[Callable[[], object]] = deque()
-        self._woken = False
+        self._early: list[Callable[[], object]] = []
         self._calls: dict[Call[Any], None] = {}
 
     # ---- for users ---------------------------------------------------------------------------------------------------
@@ -97,27 +90,18 @@ class Portal:
     # ---- for the rest of this package --------------------------------------------------------------------------------
 
     def order(self, f: Callable[[], object]) -> None:
-        """Call ``f()`` in the trio run: at once if it has the thread, else soon. Dropped when that run is over."""
+        """Call ``f()`` in the trio run: now, or, from a finalizer in another thread, soon. Dropped when it is over."""
         if self.in_trio():
             f()
-        elif not self.closed:
-            self._orders.append(f)
-            if not self._woken and self._token is not None:
-                self._woken = True
-                self._token.run_sync_soon(self._obey)
+        elif self._token is not None and not self.closed:
+            try:
+                self._token.run_sync_soon(f)
+            except trio.RunFinishedError:
+                pass
 
     def in_trio(self) -> bool:
-        """Whether the trio run has the thread at this moment, so that it can be called synchronously."""
+        """Whether the trio run can be called from here: it is not over, and this is its thread."""
         return trio.lowlevel.in_trio_run() and trio.lowlevel.current_trio_token() is self._token
-
-    def _obey(self) -> None:
-        self._woken = False
-        orders = self._orders
-        while orders:
-            try:
-                orders.popleft()()
-            except Exception:
-                logger.exception("an order to the trio run failed")
 
     def start(self, f: Callable[[], Awaitable[object]], context: contextvars.Context) -> None:
         """Start a trio task in `context`. It must not raise. To be called in the trio run.
@@ -129,7 +113,7 @@ class Portal:
         if self.closed:
             raise trioconn.ConnectorClosedError("the trio run of this portal has ended")
         if nursery is None:  # trio-asyncio has not started `live` yet
-            self._orders.append(lambda: self.start(f, context))
+            self._early.append(lambda: self.start(f, context))
         else:
             context.run(lambda: nursery.start_soon(f))
 
@@ -153,7 +137,8 @@ class Portal:
                 self._nursery = nursery
                 if self.readiness is not None and not self.readiness.watched_by_loop:
                     nursery.start_soon(self.readiness.live)
-                self._obey()
+                while self._early:
+                    self._early.pop(0)()
                 if started is not None:
                     started()
                 await self._asked_to_leave.wait()
@@ -170,9 +155,6 @@ class Portal:
         if self.closed:
             return
         self.closed = True
-        if self.in_trio():
-            self._obey()  # leases that were given back in the last moment; calls that come too late are refused
-        self._orders.clear()
         for call in list(self._calls):
             call.refuse()
         if self.readiness is not None:

@@ -1,7 +1,6 @@
 """Connectors, leases and streams whose methods asyncio code can await.
 
-Each is a thin wrapper: what may block goes through the portal as one trio task, what only asks is asked at once, and
-what ends a lease is ordered in the trio run.
+Each is a thin wrapper: what may wait goes through the portal as one trio task, everything else is called directly.
 """
 
 from __future__ import annotations
@@ -115,9 +114,17 @@ class Connector:
         """Make connections ahead of need, as ``prewarm`` of the connector."""
         await Call(self._portal, partial(self.trio_connector.prewarm, target, n, **options), ()).wait()
 
-    async def statistics(self) -> trioconn.ConnectorStatistics:
+    def connect_nowait(self, target: object, **options: Any) -> Connection:
+        """A lease of an idle connection, as ``connect_nowait`` of the connector.
+
+        Raises:
+          trio.WouldBlock: there is none.
+        """
+        return Connection(self._portal, self.trio_connector.connect_nowait(target, **options))
+
+    def statistics(self) -> trioconn.ConnectorStatistics:
         """The present state and the totals."""
-        return await Call(self._portal, _asked, (self.trio_connector.statistics,)).wait()
+        return self.trio_connector.statistics()
 
     async def aclose(self, abort_ssl: bool = False) -> None:
         """Close everything, as ``aclose`` of the connector."""
@@ -125,11 +132,6 @@ class Connector:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} for {self.trio_connector!r}>"
-
-
-async def _asked(f: Callable[[], trioconn.ConnectorStatistics]) -> trioconn.ConnectorStatistics:
-    await trio.lowlevel.checkpoint()
-    return f()
 
 
 def _give_back(lease: trioconn.Connection) -> None:
@@ -149,7 +151,6 @@ class Connection:
         self.lease = lease
         self._portal = portal
         self._stream: Stream | None = None
-        self._over = False
 
     @property
     def stream(self) -> Stream:
@@ -158,30 +159,26 @@ class Connection:
         Raises:
           trio.ClosedResourceError: the lease is over.
         """
-        if self._over:
-            raise trio.ClosedResourceError("this lease is over: connect again")
+        leased = self.lease.stream
         if self._stream is None:
-            self._stream = Stream(self._portal, self.lease.stream)
+            self._stream = Stream(self._portal, leased)
         return self._stream
 
     @property
     def closed(self) -> bool:
         """Whether the lease is over."""
-        return self._over or self.lease.closed
+        return self.lease.closed
 
     def release(self, *, idle_for: float | None = None) -> None:
-        """Give the connection back to the pool, as `trioconn.Connection.release`. It is the trio run's next step."""
-        self._over = True
+        """Give the connection back to the pool, as `trioconn.Connection.release`."""
         self._portal.order(partial(self.lease.release, idle_for=idle_for))
 
     def close(self) -> None:
-        """Close the connection, as `trioconn.Connection.close`. It is the trio run's next step."""
-        self._over = True
+        """Close the connection, as `trioconn.Connection.close`."""
         self._portal.order(self.lease.close)
 
     async def aclose(self) -> None:
         """Close the connection, as `trioconn.Connection.aclose`: TLS says goodbye. If cancelled, at once."""
-        self._over = True
         await Call(self._portal, self.lease.aclose, ()).wait()
 
     async def __aenter__(self) -> Self:
@@ -190,7 +187,7 @@ class Connection:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._over:
+        if self.lease.closed:
             return
         if kind is not None:
             self.close()
