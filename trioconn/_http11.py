@@ -3,10 +3,11 @@
 Theory of operation
 -------------------
 A client's pool is as good as its judgement of when a connection may be used again. Here the judgement is one line, in
-`Exchange._finish`: both sides have said all of their messages, neither has asked for an end, and not one byte has come
-after the response. Everything else (a response that was given up, a cancellation, an error, an answer that came before
-the request was sent) closes the lease. Each exchange has an `h11.Connection` of its own, so nothing that was parsed for
-one request can reach another: two clients that keep theirs deliver a second, unasked response to the next request.
+`Exchange._finish`: both sides have said all of their messages, neither has asked for an end, not one byte has come
+after the response, and there was but one opinion about where that ends. Everything else (a response that was given up,
+a cancellation, an error, an answer that came before the request was sent) closes the lease. Each exchange has an
+`h11.Connection` of its own, so nothing that was parsed for one request can reach another: two clients that keep theirs
+deliver a second, unasked response to the next request.
 
 Costs. A scope with a deadline costs as much as a parsed header, so there is one for each wait and none elsewhere: the
 request is written without waiting if the system takes it, which it nearly always does, head and body in one piece; the
@@ -121,8 +122,8 @@ class Exchange:
     """
 
     __slots__ = (
-        "_answered", "_broken", "_checked", "_complete", "_doing", "_ended", "_failure", "_h11", "_head", "_idle_for",
-        "_informational", "_lease", "_over", "_read", "_request", "_sent", "_stream", "_trace", "_write",
+        "_ambiguous", "_answered", "_broken", "_checked", "_complete", "_doing", "_ended", "_failure", "_h11", "_head",
+        "_idle_for", "_informational", "_lease", "_over", "_read", "_request", "_sent", "_stream", "_trace", "_write",
     )  # fmt: skip
 
     def __init__(
@@ -149,6 +150,7 @@ class Exchange:
         self._ended = False  # the server ended the connection, or it broke
         self._idle_for: float | None = None
         self._informational = 0  # how many informational responses came
+        self._ambiguous = False  # the answer says in two ways where it ends: RFC 9112, 6.3 suspects response splitting
         self._over = False  # the lease is over
         self._complete = False  # and the response was complete
         self._doing = ""  # the step that is traced
@@ -397,10 +399,17 @@ class Exchange:
         if self._head is None:
             assert self._failure is not None
             raise self._failure
+        coded = measured = False
         for name, value in self._head.headers:
-            if len(name) == 10 and name.lower() == b"keep-alive" and (found := _KEEP_ALIVE.search(value)):
+            length = len(name)
+            if length == 10 and name.lower() == b"keep-alive" and (found := _KEEP_ALIVE.search(value)):
                 seconds = int(found[1])
                 self._idle_for = seconds - min(KEEP_ALIVE_MARGIN, seconds / 2)
+            elif length == 17 and name.lower() == b"transfer-encoding":
+                coded = True
+            elif length == 14 and name.lower() == b"content-length":
+                measured = True
+        self._ambiguous = coded and measured
         return self._head
 
     async def _receive(self) -> bytes:
@@ -456,7 +465,8 @@ class Exchange:
             return
         self._over = self._complete = True
         protocol = self._h11
-        if protocol.our_state is h11.DONE and protocol.their_state is h11.DONE and not protocol.trailing_data[0]:
+        clean = protocol.our_state is h11.DONE and protocol.their_state is h11.DONE and not protocol.trailing_data[0]
+        if clean and not self._ambiguous:
             self._lease.release(idle_for=self._idle_for)
         else:
             self._lease.close()

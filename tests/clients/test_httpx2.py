@@ -259,6 +259,20 @@ async def test_connection_that_the_server_ends_is_not_reused(http_server: Server
             assert server.connections == number
 
 
+async def test_connection_is_not_reused_after_an_answer_with_two_ends(http_server: Servers) -> None:
+    """By one header it ended before the other one's end: somebody on the way may have gone by that (RFC 9112, 6.3)."""
+
+    async def answer(peer: Any) -> None:
+        await peer.request()
+        chunked = b"Transfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n5\r\nhello\r\n0\r\n\r\n"
+        await peer.send(b"HTTP/1.1 200 OK\r\n" + chunked)
+        await peer.read_all()
+
+    async with http_server(answer) as server, client() as http:
+        assert (await http.get(server.url)).text == "hello"
+        assert connector_of(http).statistics().open == 0
+
+
 async def test_keep_alive_of_the_server_shortens_ours(http_server: Servers, autojump_clock: Any) -> None:
     async def answer(peer: Any) -> None:
         while await peer.request() is not None:
