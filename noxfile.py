@@ -112,7 +112,8 @@ def types(session: nox.Session) -> None:
 @nox.session(python=OLDEST)
 def docs(session: nox.Session) -> None:
     """The documentation; a warning is an error."""
-    session.install("-e", ".[all]", *group("docs"))
+    session.install("-e", ".[all]", *group("docs"), *group("test"))
+    session.run("python", "-m", "pytest", "-q", "tests/docs/test_build.py")  # links and anchors, too
     session.run("sphinx-build", "-W", "-n", "--keep-going", "-q", "-b", "html", "docs", "docs/_build/html")
 
 

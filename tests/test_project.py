@@ -106,6 +106,8 @@ PURE = {
     "_establish.policy",
     "_establish.windows_calls",
     "_establish.http_connect",
+    "_observing",
+    "_statistics",
     "aiohttp_trace",
 }
 # What adapters have in common is bound by the same rule as they are.
