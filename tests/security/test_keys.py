@@ -393,6 +393,22 @@ async def test_a_key_log_by_the_environment(
         assert log.read_text() == text
 
 
+async def test_a_key_log_that_cannot_be_written(
+    way: Any, ca1: Authority, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with way("direct", ca1.server()) as w:
+        monkeypatch.setattr(tls_context, "_contexts", type(tls_context._contexts)())
+        monkeypatch.setenv("SSLKEYLOGFILE", os.fspath(tmp_path / "no such folder" / "keys"))
+        with pytest.raises(trioconn.TLSError, match="SSLKEYLOGFILE") as caught:
+            await w.connector.connect(w.target("https"), ssl=False)
+        assert (caught.value.stage, caught.value.hop) == ("tls", -1)
+        with pytest.raises(trioconn.ProxyConnectError, match="SSLKEYLOGFILE"):
+            await w.connector.connect(w.target("tcp"), proxy=w.proxies.url("https"))
+        w.check_closed()
+        monkeypatch.delenv("SSLKEYLOGFILE")
+        await use(w.connector, w.target("https"), ssl=False)
+
+
 @pytest.mark.security(65)
 @pytest.mark.parametrize("granted", ["a connection", "an attempt"])
 async def test_a_policy_changed_while_somebody_waits(way: Any, ca1: Authority, granted: str) -> None:

@@ -142,7 +142,15 @@ async def _shake(
     stream: trio.abc.Stream, step: TLSStep, sessions: SessionStore | None, key: Hashable, host_shown: str
 ) -> TLSStream[trio.abc.Stream]:
     """The handshake itself."""
-    context = await context_for(step)
+    try:
+        context = await context_for(step)
+    except OSError as exc:
+        raise TLSError(
+            f"no TLS context could be made for {host_shown}: {exc} (are SSLKEYLOGFILE and SSL_CERT_FILE right?)",
+            errno=exc.errno,
+            stage="tls",
+            hop=step.hop,
+        ) from exc
     if not step.trust.is_current():
         raise InvalidTargetError(
             f"the SSLContext for {host_shown} was changed after its route was made: make one again, connector.route()"
