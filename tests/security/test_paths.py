@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import ssl
+import threading
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
 
+import trioconn
 from trioconn import CertificateError, Fingerprint, FingerprintMismatchError, ProxyConnectError
 
-from .peers import PATHS, SECRETS
+from .peers import PATHS, SECRETS, Visit
 
 if TYPE_CHECKING:
     from .conftest import Authority
@@ -243,3 +247,38 @@ async def test_the_option_of_a_call_wins(way: Any, ca1: Authority, ca2: Authorit
             with pytest.raises(CertificateError):
                 await w.connector.connect(w.target("https"), ssl=option)
             w.check_closed()
+
+
+@pytest.mark.parametrize("ended", ["cancelled", "timeout", "connector closed"])
+@pytest.mark.parametrize("path", PATHS)
+async def test_a_handshake_that_is_given_up(no_fd_leak: None, way: Any, ca1: Authority, path: str, ended: str) -> None:
+    """In the middle of the target's handshake, behind whatever there is on the way."""
+    options = {"connect_timeout": 0.2} if ended == "timeout" else {}
+    reached = threading.Event()
+
+    def say_nothing(visit: Visit) -> None:
+        visit.first = visit.sock.recv(1, socket.MSG_PEEK)
+        reached.set()
+        while data := visit.sock.recv(65536):
+            visit.data += data
+
+    async def connect() -> None:
+        with pytest.raises(expected) if expected is not None else contextlib.nullcontext():
+            await w.connector.connect(w.target("https"), ssl=ca1.client())
+
+    expected = {"timeout": trioconn.ConnectTimeoutError, "connector closed": trioconn.ConnectorClosedError}.get(ended)
+    with trio.fail_after(20):
+        async with way(path, ca1.server(), raw=say_nothing, **options) as w:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(connect)
+                assert await trio.to_thread.run_sync(reached.wait, 10)
+                if ended == "cancelled":
+                    nursery.cancel_scope.cancel()
+                elif ended == "connector closed":
+                    await w.connector.aclose()
+            if ended == "cancelled":  # an attempt belongs to its route: it is the waiter's end that aborts it
+                await trio.testing.wait_all_tasks_blocked()
+            w.check_closed()
+            await w.peer.visits[0].wait_ended()
+            assert w.peer.visits[0].first == b"\x16"
+            assert b"hidden" not in w.peer.visits[0].data
