@@ -222,6 +222,7 @@ def test_trust_options(
         ["http://x/", "--direct", "--proxy", "http://p:1"],
         ["https://x/", "--insecure", "--pin", "00" * 32],
         ["https://x/", "--pin", "abc"],
+        ["http://x/", "--pin", "00" * 32],
         ["https://x/", "--cacert", "no such file"],
         ["http://x/", "-H", "no colon"],
         ["http://x/", "-H", "a: b\r\nc: d"],

@@ -215,6 +215,9 @@ def test_a_picture(script: Callable[..., Script], trace: Trace, tmp_path: Path) 
         ["https://x", "--pin", "12"],
         ["https://x", "--unix", ""],
         ["https://x", "--proxy", "http://p", "--unix", "y"],
+        ["http://x", "--pin", "00" * 32],
+        ["https://x", "--unix", "y", "-4"],
+        ["https://x", "--unix", "y", "--resolve", "x:443:127.0.0.1"],
     ],
 )
 def test_a_wrong_command_line(trace: Trace, arguments: list[str]) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import ssl
-from typing import Any, TypeVar
+from typing import Any
 
 import trio
 
 from .. import BaseConnector, Fingerprint, Proxy, ProxyChoice, TCPConnector, UnixConnector, proxy_for
+from .._names import split_url
 
-T = TypeVar("T")
+_WITH_TLS = ("https", "wss", "tls")
 
 
 def add_connection_options(parser: argparse.ArgumentParser) -> None:
@@ -45,6 +46,9 @@ def trust(arguments: argparse.Namespace) -> bool | ssl.SSLContext | Fingerprint:
     """
     if arguments.insecure and (arguments.cacert or arguments.pin):
         raise ValueError("--insecure trusts everybody: leave out --cacert and --pin, or --insecure")
+    scheme = split_url(arguments.url).scheme
+    if arguments.pin and scheme not in _WITH_TLS:  # the others say how TLS is trusted where there is some
+        raise ValueError(f"--pin cannot be honoured: {scheme}:// has no TLS")
     if arguments.insecure:
         return False
     context = context_of("--cacert", arguments.cacert)

@@ -110,6 +110,8 @@ async def record(arguments: argparse.Namespace) -> Document:
       ValueError: they cannot be honoured.
     """
     way, trusted = proxies(arguments), trust(arguments)
+    if arguments.unix is not None and (arguments.family or arguments.resolve):
+        raise ValueError("a Unix socket has no address to choose: leave out --unix, or -4, -6 and --resolve")
     fixed = FixedResolver(arguments.resolve) if arguments.resolve else None
     tcp_options: dict[str, Any] = {
         "family": arguments.family or 0,
