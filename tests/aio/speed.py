@@ -12,6 +12,8 @@ import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import aiohttp
 import trio
@@ -109,19 +111,27 @@ def compare(
     }
 
 
-def table(rounds: int = 7, seconds: float = 1.0) -> None:
-    modes = [mode for mode in MODES if sys.version_info < (3, 14) or mode in {"plain", "guest"}]
+@contextmanager
+def serving() -> Iterator[int]:
+    """The server in a process of its own; its port."""
     with subprocess.Popen([sys.executable, __file__, "serve"], stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
-        port = int(server.stdout.readline())
         try:
-            for tasks in (1, 20, 200):
-                for mode, (rate, cpu, ratio) in compare(tasks, rounds, seconds, modes, port).items():
-                    print(
-                        f"{tasks:4} tasks  {MODES[mode]:40} {rate:7.0f}/s  {cpu:4.0f} µs CPU  {ratio:.2f}", flush=True
-                    )
+            yield int(server.stdout.readline())
         finally:
             server.terminate()
+
+
+def available() -> list[str]:
+    return [mode for mode in MODES if sys.version_info < (3, 14) or mode in {"plain", "guest"}]
+
+
+def table(rounds: int = 7, seconds: float = 1.0) -> None:
+    with serving() as port:
+        for tasks in (1, 20, 200):
+            for mode, (rate, cpu, ratio) in compare(tasks, rounds, seconds, available(), port).items():
+                line = f"{tasks:4} tasks  {MODES[mode]:40} {rate:7.0f}/s  {cpu:4.0f} µs CPU  {ratio:.2f}"
+                print(line, flush=True)
 
 
 if __name__ == "__main__":

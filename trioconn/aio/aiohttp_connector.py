@@ -287,7 +287,7 @@ class AiohttpConnector(aiohttp.BaseConnector):
 
     def _planned(self, req: ClientRequest) -> trioconn.Route:
         url = req.url
-        target = _Target(url.scheme or "http", url.raw_host or "", url.port)
+        target = _Target(_scheme(req), url.raw_host or "", url.port)
         options: dict[str, Any] = {}
         if req.is_ssl():
             if isinstance(req.ssl, aiohttp.Fingerprint):
@@ -363,7 +363,13 @@ class AiohttpConnector(aiohttp.BaseConnector):
 
 
 def _key(req: ClientRequest) -> tuple[Any, ...]:
-    return (req.url.scheme, *req.connection_key)
+    return (_scheme(req), *req.connection_key)
+
+
+def _scheme(req: ClientRequest) -> str:
+    # aiohttp lets websockets begin at http URLs. An HTTP proxy forwards no upgrade: to it, they must be ws.
+    scheme: str = req.url.scheme or "http"
+    return "ws" if scheme == "http" and "Upgrade" in req.headers else scheme
 
 
 def _give_back(lease: trioconn.Connection) -> None:
