@@ -358,7 +358,7 @@ class Program:
             assert self.kind == "memory" or not wire.gone, "the peer has hung up, and nobody noticed"
         deadline = pool.deadline()
         assert deadline is None or deadline > trio.current_time(), "a deadline has passed unnoticed"
-        assert deadline is None or shell._armed <= deadline, "the timer is set too late"
+        assert deadline is None or shell._alarm.at <= deadline, "the timer is set too late"
         self.found["checked"] += 1
 
     # ---- the whole ---------------------------------------------------------------------------------------------------
