@@ -393,5 +393,6 @@ def _proxy(req: ClientRequest) -> trioconn.Proxy:
     login: Any = req.proxy_auth
     auth = None if login is None else (login.login, login.password)
     headers = [(str(name), str(value)) for name, value in (req.proxy_headers or {}).items()]
-    trust = req.ssl if isinstance(req.ssl, ssl_module.SSLContext) else True
-    return trioconn.Proxy(str(req.proxy), auth=auth, headers=headers, ssl=trust)
+    url: Any = req.proxy
+    trust = req.ssl if isinstance(req.ssl, ssl_module.SSLContext) and url.scheme == "https" else True
+    return trioconn.Proxy(str(url), auth=auth, headers=headers, ssl=trust)
