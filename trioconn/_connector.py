@@ -388,14 +388,18 @@ class BaseConnector:
         else:
             route = self._plan(target, Options(**options))
         hearing = check_observers(observers) if observers else ()
-        # The checkpoint comes first: nothing has been taken yet that a cancellation could lose.
-        await trio.lowlevel.checkpoint()
-        if shell.closed:
-            raise ConnectorClosedError("the connector was closed")
+        record = None
+        if shell.pool.idle:
+            # The checkpoint comes first: nothing has been taken yet that a cancellation could lose.
+            await trio.lowlevel.checkpoint()
+            if shell.closed:
+                raise ConnectorClosedError("the connector was closed")
+            record = shell.take(route)
+        else:  # there is nothing to take, and to wait is a checkpoint
+            await trio.lowlevel.checkpoint_if_cancelled()
         frame = sys._getframe(1)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - documented, and cheap
         code, offset = frame.f_code, frame.f_lasti
         del frame
-        record = shell.take(route)
         if record is None:
             record = await shell.wait(route, hearing)
         if route.contexts:

@@ -210,12 +210,13 @@ class Pool(Books[R, W, C]):
         if self._closed:
             return (Refuse(waiter),)
         orders: list[Order[R, W, C]] = []
-        self._expire(now, orders)
-        record = self.take(route, now)
-        if record is not None:
-            record.ticket = self._ticket(now)
-            orders.append(Grant(waiter, record))
-            return orders if self.unsettled is None else self._settle(now, orders)
+        if self._idle:
+            self._expire(now, orders)
+            record = self.take(route, now)
+            if record is not None:
+                record.ticket = self._ticket(now)
+                orders.append(Grant(waiter, record))
+                return orders if self.unsettled is None else self._settle(now, orders)
         home = self._home(route)
         self._queue(waiter, home, self._ticket(now))
         if home.rank is not None and not orders and self.unsettled is None:
@@ -341,12 +342,12 @@ class Pool(Books[R, W, C]):
         """The next moment at which `expired` would give an order, or None: amortised O(log n)."""
         if self.unsettled is not None:
             return self.unsettled
-        moment = self._first_due()
-        longest = next(iter(self._idle), None)
-        if longest is not None and self._total.full:
-            h = self._total.hungry.first()
+        moment = math.inf
+        if self._idle:
+            moment = self._first_due()
+            h = self._total.hungry.first() if self._total.full else None
             if h is not None:
-                moment = min(moment, _ripe(longest, h))
+                moment = min(moment, _ripe(next(iter(self._idle)), h))
         ripe = self._ripening.first()
         if ripe is not None:
             moment = min(moment, self._ripening.key(ripe))

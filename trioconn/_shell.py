@@ -8,9 +8,10 @@ idle connections. It carries facts to the pool and the pool's orders back:
 * Between a fact and its orders there is no ``await``. trio runs one task at a time, so there is nothing to lock.
 * These stretches run under KeyboardInterrupt protection: an interrupt arrives at a checkpoint, never between a fact and
   its orders.
-* A waiter is a memory channel of its own with room for one word. The grant itself stands on the waiter, so that a grant
-  and a cancellation that meet in one tick cannot lose the connection: whoever leaves the queue looks whether it was
-  granted something, and gives it back before anything else can happen.
+* A waiter is its task, parked, and woken once. (A memory channel for each would do as well, and was a third of what a
+  queued lease costs.) The grant itself stands on the waiter, so that a grant and a cancellation that meet in one tick
+  cannot lose the connection: whoever leaves the queue looks whether it was granted something, and gives it back before
+  anything else can happen.
 * A connection is probed when it is released, when it is handed out, and when a waiter that was granted one resumes,
   each time in the same stretch in which it changes hands.
 
@@ -56,17 +57,36 @@ Orders: TypeAlias = "Iterable[Order[Route, Waiter, Held]]"
 class Waiter:
     """A caller in the queue: what it waits for, and what it got."""
 
-    __slots__ = ("error", "number", "observers", "queued", "receive", "record", "route", "send", "since")
+    __slots__ = ("error", "number", "observers", "queued", "record", "route", "since", "task")
 
     def __init__(self, route: Route, number: int, since: float, observers: Sequence[Observer]) -> None:
         self.route = route
         self.number = number
         self.since = since
         self.observers = observers
-        self.send, self.receive = trio.open_memory_channel[None](1)
+        self.task: trio.lowlevel.Task | None = None  # while it is parked
         self.queued = True
         self.record: AnyRecord | None = None
         self.error: BaseException | None = None
+
+    async def park(self) -> None:
+        """Wait until there is a record or an error. If this raises, there may be one nevertheless."""
+        if self.queued:
+            self.task = trio.lowlevel.current_task()
+            await trio.lowlevel.wait_task_rescheduled(self._unpark)
+        else:
+            await trio.lowlevel.checkpoint()
+
+    def _unpark(self, raise_cancel: object) -> trio.lowlevel.Abort:
+        self.task = None
+        return trio.lowlevel.Abort.SUCCEEDED
+
+    def wake(self) -> None:
+        """There is a record or an error."""
+        self.queued = False
+        if self.task is not None:
+            trio.lowlevel.reschedule(self.task)
+            self.task = None
 
 
 class Prewarm:
@@ -261,7 +281,7 @@ class Shell:
     @enable_ki_protection
     async def wait(self, route: Route, observers: Sequence[Observer]) -> AnyRecord:
         """Queue for a connection of `route`. If this raises, nothing has been taken."""
-        now = trio.current_time()
+        now = self.clock()
         waiter = Waiter(route, next(self._waiters), now, observers)
         if observers:
             self.audience.join(waiter)
@@ -269,11 +289,15 @@ class Shell:
             self.audience.add(events.Queued(at=now, route=route, waiter=waiter.number), waiter)
         outcome = "failed"
         try:
-            self.obey(self.pool.wanted(waiter, route, now))
+            orders = self.pool.wanted(waiter, route, now)
+            if orders is not NOTHING:
+                self.obey(orders)
+            elif self.audience.active:
+                self.audience.tell()
             self._impatience.somebody_waits(now)
             self._alarm.bring_forward(self._impatience.due)
             while True:
-                await waiter.receive.receive()
+                await waiter.park()
                 if waiter.error is not None:
                     raise waiter.error
                 record = self._collect(waiter)
@@ -307,7 +331,7 @@ class Shell:
             # that it has gone already, is for the caller to read; to bounce it would be to dial again and again.
             held.leased_at = self.clock()
             return record
-        now = trio.current_time()
+        now = self.clock()
         fresh = now < record.expires
         if fresh and held.is_clean():
             held.leased_at = now
@@ -462,9 +486,8 @@ class Shell:
         """Carry out what the pool ordered. `error` is the failure that Refuse orders are about."""
         for order in orders:
             if isinstance(order, Grant):
-                order.waiter.queued = False
                 order.waiter.record = order.record
-                order.waiter.send.send_nowait(None)
+                order.waiter.wake()
             elif isinstance(order, Dial):
                 self._start_dial(order.route, order.attempt)
             elif isinstance(order, Close):
@@ -474,13 +497,12 @@ class Shell:
                 self._runs[order.attempt].scope.cancel()
             else:
                 waiter = order.waiter
-                waiter.queued = False
                 if error is None:
                     waiter.error = ConnectorClosedError("the connector was closed")
                 else:
                     # One exception object must not be raised in two tasks: each gets its own.
                     waiter.error, error = error, replica(error)
-                waiter.send.send_nowait(None)
+                waiter.wake()
         if self.audience.active:
             self.audience.tell()
         self._arm()
