@@ -24,6 +24,7 @@ consists of: ``connect``, ``_release`` and ``_close``, which have had these sign
 from __future__ import annotations
 
 import asyncio
+import math
 import ssl as ssl_module
 import warnings
 from functools import partial
@@ -100,6 +101,8 @@ class AiohttpConnector(aiohttp.BaseConnector):
             timeout_ceil_threshold=connector_options.get("timeout_ceil_threshold", 5),
         )
         self._connector = ours
+        limit = connector_options.get("connect_timeout", 30.0) if self._owned else None
+        self._connect_timeout: float = math.inf if limit is None else limit
         self._plans_afresh = bool(connector_options.get("trust_env"))
         self._host: Host | None = None
         self._opening: asyncio.Task[None] | None = None
@@ -192,27 +195,26 @@ class AiohttpConnector(aiohttp.BaseConnector):
         self, route: trioconn.Route, traces: Sequence[Trace], timeouts: ClientTimeout
     ) -> trioconn.Connection:
         """Wait for a connection in a trio task, under aiohttp's timeouts."""
+        sock_connect = timeouts.sock_connect
+        if sock_connect and sock_connect >= self._connect_timeout:
+            sock_connect = None  # our own limit comes first; there is nothing to listen for
+        if not (traces or sock_connect or timeouts.connect):
+            return await self._asked(route).wait()
         loop = self._loop
         threshold = self._timeout_ceil_threshold
         lease: trioconn.Connection | None = None
         try:
-            async with asyncio.timeout_at(when(loop, timeouts.connect, threshold)):
-                async with asyncio.timeout(None) as attempt:
-                    watcher = Watcher(loop, attempt, timeouts.sock_connect, threshold, bool(traces))
-                    lease = await watcher.wait(
-                        Call(
-                            self._portal,
-                            partial(self._connector.connect, route, observers=watcher.observers),
-                            (),
-                            _give_back,
-                        ),
-                        traces,
-                    )
+            async with asyncio.timeout_at(when(loop, timeouts.connect, threshold)), asyncio.timeout(None) as attempt:
+                watcher = Watcher(loop, attempt, sock_connect, threshold, bool(traces))
+                lease = await watcher.wait(self._asked(route, watcher.observers), traces)
         except BaseException:
             if lease is not None:  # the timeout came at the same moment
                 self._portal.order(lease.release)
             raise
         return lease
+
+    def _asked(self, route: trioconn.Route, observers: Sequence[Any] = ()) -> Call[trioconn.Connection]:
+        return Call(self._portal, partial(self._connector.connect, route, observers=observers), (), _give_back)
 
     # ---- from one request to the next -------------------------------------------------------------------------------
 
