@@ -37,6 +37,8 @@ async def make(
     """
     route = dialling.route
     made = await dial(route, dialling)
+    if not (hasattr(made, "receive_some") and hasattr(made, "aclose")):  # a forgotten `return` makes it None
+        raise TypeError(f"create_stream() must return a trio.abc.Stream, and returned {made!r:.50}")
     stream: Any
     if poolable(made) is not None:
         stream = made

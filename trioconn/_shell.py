@@ -53,6 +53,8 @@ AnyRecord: TypeAlias = Record[Route, Held]
 AnyAttempt: TypeAlias = Attempt[Route]
 Orders: TypeAlias = "Iterable[Order[Route, Waiter, Held]]"
 
+_NOT_CLOSED = "the stream of a connection could not be closed: %s"
+
 
 class Waiter:
     """A caller in the queue: what it waits for, and what it got."""
@@ -208,8 +210,12 @@ class Shell:
             # raises; so all that can arrive here is a cancellation from outside, or an interrupt.
             await self._manager.__aexit__(None, None, None)
         except BaseExceptionGroup as group:
-            if leaving is None:
-                raise next(_leaves(group)) from None
+            if leaving is None or isinstance(leaving, trio.Cancelled):
+                # Were something to raise all the same, the body would have been cancelled by the nursery, and nobody
+                # would ever catch that cancellation: what raised has to come out.
+                errors = sorted(_leaves(group), key=lambda error: isinstance(error, trio.Cancelled))
+                if leaving is None or not isinstance(errors[0], trio.Cancelled):
+                    raise errors[0] from None
         finally:
             self.left = True
             self._watch.close()
@@ -250,6 +256,8 @@ class Shell:
         try:
             with scope:
                 await say_goodbye(held.stream, self.habits.grace)
+        except Exception:  # of a stream of somebody else's below
+            logger.exception(_NOT_CLOSED, held.route)
         finally:
             self._farewells.discard(scope)
             held.stream.close_nowait()
@@ -634,7 +642,7 @@ class Shell:
 
     def close_later(self, stream: trio.abc.Stream) -> None:
         """Have a task close a foreign stream that cannot be closed without one."""
-        self._start("trioconn farewell", partial(trio.aclose_forcefully, stream))
+        self._start("trioconn farewell", partial(_close_foreign, stream))
 
     # ---- the standing tasks ------------------------------------------------------------------------------------------
 
@@ -658,6 +666,13 @@ class Shell:
                     held = record.connection
                     if record.state == "idle" and not held.is_clean():
                         self.drop(record, held.stream.probe_reason or "server closed")
+
+
+async def _close_foreign(stream: trio.abc.Stream) -> None:
+    try:
+        await trio.aclose_forcefully(stream)
+    except Exception:  # nobody waits for it, and nobody else must pay for it
+        logger.exception(_NOT_CLOSED, stream)
 
 
 def can_say_goodbye(stream: object) -> bool:
