@@ -122,8 +122,9 @@ class Exchange:
     """
 
     __slots__ = (
-        "_ambiguous", "_answered", "_broken", "_checked", "_complete", "_doing", "_ended", "_failure", "_h11", "_head",
-        "_idle_for", "_informational", "_lease", "_over", "_read", "_request", "_sent", "_stream", "_trace", "_write",
+        "_ambiguous", "_answered", "_at_once", "_broken", "_checked", "_complete", "_doing", "_ended", "_failure",
+        "_h11", "_head", "_idle_for", "_informational", "_lease", "_over", "_read", "_request", "_sent", "_stream",
+        "_trace", "_write",
     )  # fmt: skip
 
     def __init__(
@@ -138,6 +139,9 @@ class Exchange:
     ) -> None:
         self._lease = lease
         self._stream: Any = lease.stream
+        # Where there is no descriptor there is a pipe of Windows, which can only withdraw what does not fit in at once,
+        # and is spoilt by that: nothing more can be sent.
+        self._at_once = hasattr(self._stream, "send_nowait") and self._stream.fileno() >= 0
         self._read = read
         self._write = write
         self._trace = trace
@@ -230,7 +234,6 @@ class Exchange:
     async def _send_first(self, data: bytes) -> None:
         """Send the head: at once if the system takes it, which it nearly always does."""
         sent = 0
-        send_nowait = getattr(self._stream, "send_nowait", None)
         try:
             if self._lease.reused and not getattr(self._stream, "probe", _clean)():
                 # It was clean when it was handed out. What has come since answers nothing that we have asked.
@@ -238,8 +241,8 @@ class Exchange:
                 raise Failure(
                     "RemoteProtocolError", "the server sent something, or ended, before it was asked anything"
                 )
-            if send_nowait is not None:
-                sent = send_nowait(data)
+            if self._at_once:
+                sent = self._stream.send_nowait(data)
             self._sent = self._sent or sent > 0
             if sent < len(data):
                 self._sent = True
@@ -312,9 +315,8 @@ class Exchange:
         return self._arrived() and (self._head is None or not 200 <= self._head.status < 300)
 
     async def _send_piece(self, piece: memoryview) -> bool:
-        send_nowait = getattr(self._stream, "send_nowait", None)
         try:
-            while piece and send_nowait is not None and (sent := send_nowait(piece)):
+            while piece and self._at_once and (sent := self._stream.send_nowait(piece)):
                 piece = piece[sent:]
         except CONNECTION_ENDED:
             self._broken = True

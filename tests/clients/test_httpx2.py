@@ -535,6 +535,70 @@ async def test_bodies_go_both_ways(http_server: Servers, size: int, streamed: bo
         assert server.connections == 1
 
 
+class LikeAPipe(trio.abc.Stream):
+    """As a pipe of Windows: a write that does not fit in at once is withdrawn, and then nothing more can be sent.
+
+    The pipes themselves are tested where there are some (tests/pipes).
+    """
+
+    probe_reason = ""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self._stream = stream
+        self._spoilt = False
+
+    async def send_all(self, data: Any) -> None:
+        if self._spoilt:
+            raise trio.BrokenResourceError("something was withdrawn")
+        await self._stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._stream.wait_send_all_might_not_block()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        return await self._stream.receive_some(max_bytes)
+
+    async def aclose(self) -> None:
+        self.close_nowait()
+        await trio.lowlevel.checkpoint()
+
+    def receive_nowait(self, max_bytes: int) -> bytes:
+        raise trio.WouldBlock
+
+    def send_nowait(self, data: Any) -> int:
+        self._spoilt = True
+        return 0
+
+    def probe(self) -> bool:
+        return not self._spoilt and not self._stream.socket.is_readable()
+
+    def close_nowait(self) -> None:
+        self._stream.socket.close()
+
+    def fileno(self) -> int:
+        return -1
+
+
+class PipeConnector(trioconn.BaseConnector):
+    async def create_stream(self, route: trioconn.Route) -> trio.abc.Stream:
+        return LikeAPipe(await trio.open_tcp_stream(route.host or "", route.port or 0))
+
+
+@pytest.mark.parametrize("size", [10, 3_000_000])
+async def test_pipes_are_not_spoilt_by_sending(http_server: Servers, size: int) -> None:
+    async def answer(peer: Any) -> None:
+        while (got := await peer.request()) is not None:
+            await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello")
+            bodies.append(len(got[1]))
+
+    bodies: list[int] = []
+    async with http_server(answer) as server, PipeConnector() as connector:
+        http = client(connector)
+        for _ in range(2):
+            assert (await http.post(server.url, content=bytes(size))).text == "hello"
+        assert (bodies, server.connections) == ([size, size], 1)
+
+
 async def test_small_request_is_one_segment(tcp_server: Any) -> None:
     async def answer(stream: trio.SocketStream) -> None:
         got.append(await stream.receive_some())
