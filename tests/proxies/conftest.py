@@ -13,8 +13,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -129,12 +130,14 @@ class Recorder:
         self.secrets: set[str] = set()
         self.heard: list[object] = []
         self.said: list[str] = []
+        self.found: list[str] = []
 
     def learn(self, *parts: str) -> None:
         """Logins in plain and as Basic. Those of a few letters are in every second word, and are not looked for."""
         self.secrets.update(part for part in parts if len(part) > 5)
         basic = base64.b64encode(":".join(parts).encode("utf-8", "replace")).decode()
-        self.secrets.add(basic.rstrip("=")[:-1] if len(basic) >= 8 else basic + "=" * 100)
+        if len(basic) >= 8:
+            self.secrets.add(basic)
 
     def learn_from(self, url: object, auth: object) -> None:
         found = re.search(r"//([^/@]*)@", url) if isinstance(url, str) else None
@@ -143,19 +146,31 @@ class Recorder:
         if isinstance(auth, tuple) and len(auth) == 2 and all(isinstance(part, str) for part in auth):
             self.learn(*auth)
 
-    def texts(self) -> Iterator[str]:
-        yield from self.said
-        for thing in self.heard:
-            error = thing
-            while isinstance(error, BaseException):  # with all that caused it
-                yield f"{error} {error!r} {error.args!r}"
-                error = error.__cause__ or error.__context__
-            yield f"{thing} {thing!r}"
+    def hear(self, thing: object) -> None:
+        """Keep `thing` for the end. Of very many the older ones are searched now: errors hold their frames."""
+        self.heard.append(thing)
+        if len(self.heard) > 1000:
+            self._search(self.heard[:900])
+            del self.heard[:900]
 
     def check(self) -> None:
-        for text in self.texts():
-            found = [secret for secret in self.secrets if secret in text]
-            assert not found, f"a login in what was recorded: {text[:500]}"
+        self._search(self.heard)
+        self._search(self.said)
+        assert not self.found, f"a login in what was recorded: {self.found}"
+
+    def _search(self, things: Iterable[object]) -> None:
+        for text in chain.from_iterable(map(_texts, things)):
+            if any(secret in text for secret in self.secrets):
+                self.found.append(text[:500])
+
+
+def _texts(thing: object) -> Iterator[str]:
+    """All that can be read of `thing`; of an error, with all that caused it."""
+    yield f"{thing} {thing!r}"
+    error = thing
+    while isinstance(error, BaseException):
+        yield f"{error} {error!r} {error.args!r}"
+        error = error.__cause__ or error.__context__
 
 
 class _Log(logging.Handler):
@@ -171,7 +186,7 @@ class _Log(logging.Handler):
 def recorder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder]:
     """The recorder of each test here: at its end no login may be in anything that was recorded.
 
-    ``recorder.heard.append(…)``: have something else searched, such as what an origin received.
+    ``recorder.hear(…)``: have something else searched, such as what an origin received.
     """
     recorder = Recorder()
 
@@ -182,12 +197,12 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder]:
             if before is not None:
                 before(self, args, options)
             original(self, *args, **options)
-            recorder.heard.append(self)
+            recorder.hear(self)
 
         monkeypatch.setattr(owner, name, noted)
 
     def observe(connector: object, args: tuple[Any, ...], options: dict[str, Any]) -> None:
-        options["observers"] = [*options.get("observers", ()), recorder.heard.append]
+        options["observers"] = [*options.get("observers", ()), recorder.hear]
 
     note(
         Proxy, "__init__", lambda _, args, options: recorder.learn_from(args[0] if args else None, options.get("auth"))

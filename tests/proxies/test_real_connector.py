@@ -93,7 +93,7 @@ async def test_tunnels(
             first.close()
             second.close()
     assert server.resumed == 1
-    recorder.heard.append(b"".join(seen))
+    recorder.hear(b"".join(seen))
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -154,7 +154,7 @@ async def test_forwards(way: str, chain: Any, tcp_server: Server, recorder: Any)
             assert b" 200 " in answer
     assert len(heads) == 1
     assert b"roxy-Authorization" not in heads[0]
-    recorder.heard.append(heads[0])
+    recorder.hear(heads[0])
 
 
 @pytest.mark.parametrize("auth", [None, ("hidden-user", "hidden-wrong")])

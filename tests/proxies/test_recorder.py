@@ -19,7 +19,7 @@ async def test_it_hears(recorder: Any) -> None:
     kinds = {type(thing) for thing in recorder.heard}
     assert {Proxy, Route, trioconn.TCPConnector, trioconn.ProxyConnectError, events.DialFailed} <= kinds
     logging.getLogger("trioconn.some").debug("said %s", "this")
-    assert any("said this" in text for text in recorder.texts())
+    assert any("said this" in text for text in recorder.said)
     recorder.check()
 
 
@@ -28,7 +28,7 @@ async def test_it_hears(recorder: Any) -> None:
 def test_it_finds(login: tuple[str, str], what: str, recorder: Any) -> None:
     proxy = Proxy("http://p.test", auth=login)
     if what == "Basic":
-        recorder.heard.append(proxy.authorization)
+        recorder.hear(proxy.authorization)
     elif what == "plain":
         recorder.said.append(f"login as {login}")
     else:
@@ -39,5 +39,15 @@ def test_it_finds(login: tuple[str, str], what: str, recorder: Any) -> None:
     else:
         with pytest.raises(AssertionError, match="a login in what was recorded"):
             recorder.check()
-    recorder.heard.clear()
-    recorder.said.clear()
+    for notes in (recorder.heard, recorder.said, recorder.found):
+        notes.clear()
+
+
+def test_it_searches_very_many_as_they_come(recorder: Any) -> None:
+    Proxy("http://p.test", auth=("hidden-user", "hidden-password"))
+    recorder.hear("hidden-password")
+    for number in range(2000):
+        recorder.hear(number)
+    assert len(recorder.heard) <= 1000
+    assert recorder.found
+    recorder.found.clear()
