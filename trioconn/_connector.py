@@ -492,8 +492,9 @@ class BaseConnector:
         """The present state and the totals. Goes through all routes: not for the path of each request."""
         shell = self._shell
         pool = shell.pool
+        waits = pool.oldest_waits(trio.current_time()) if pool.waiting else {}
         hosts = {
-            cast("Endpoint", endpoint): HostStatistics(**counts._asdict())
+            cast("Endpoint", endpoint): HostStatistics(**counts._asdict(), oldest_wait=waits.get(endpoint, 0.0))
             for endpoint, counts in pool.endpoints().items()
         }
         return ConnectorStatistics(
@@ -504,7 +505,7 @@ class BaseConnector:
             idle=pool.idle,
             connecting=pool.connecting,
             waiting=pool.waiting,
-            oldest_wait=pool.oldest_wait(trio.current_time()) if pool.waiting else 0.0,
+            oldest_wait=max(waits.values(), default=0.0),
             created=shell.created,
             reused=shell.reused,
             resumed=shell.resumed,

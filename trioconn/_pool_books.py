@@ -115,6 +115,16 @@ class Books(Generic[R, W, C]):
         oldest = (home.waiters[next(iter(home.waiters))].since for home in self._homes.values() if home.waiters)
         return max(now - min(oldest, default=now), 0.0)
 
+    def oldest_waits(self, now: float) -> Mapping[Hashable, float]:
+        """`oldest_wait` of every endpoint for which somebody waits. Goes through all routes: for statistics."""
+        waits: dict[Hashable, float] = {}
+        for home in self._homes.values():
+            if home.waiters:
+                endpoint = self._endpoint_of(home.route)
+                since = home.waiters[next(iter(home.waiters))].since
+                waits[endpoint] = max(now - since, waits.get(endpoint, 0.0))
+        return waits
+
     def endpoints(self) -> Mapping[Hashable, Counts]:
         """The counts of every endpoint that has any. Goes through all routes and idle connections: for statistics."""
         idle: dict[Home[R, W, C], int] = {}

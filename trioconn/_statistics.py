@@ -12,13 +12,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostStatistics:
-    """The present state of one endpoint. ``open == leased + idle + connecting``."""
+    """The present state of one endpoint; the fields mean what those of `ConnectorStatistics` do."""
 
     open: int
     leased: int
     idle: int
     connecting: int
     waiting: int
+    oldest_wait: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -542,10 +542,8 @@ async def test_statistics_and_repr(autojump_clock: trio.testing.MockClock, scrip
                 assert (found.limit, found.limit_per_host) == (3, 2)
                 assert (found.open, found.leased, found.idle, found.connecting) == (3, 1, 1, 1)
                 assert found.waiting == 1 and found.oldest_wait == 2
-                assert {endpoint[0]: (host.open, host.waiting) for endpoint, host in found.hosts.items()} == {
-                    "a.test": (2, 0),
-                    "b.test": (1, 1),
-                }
+                hosts = {name: (host.open, host.waiting, host.oldest_wait) for (name, *_), host in found.hosts.items()}
+                assert hosts == {"a.test": (2, 0, 0), "b.test": (1, 1, 2)}
                 assert repr(connector) == ("<ScriptedConnector, open: 1 leased, 1 idle, 1 connecting, 1 waiting>")
                 with pytest.raises(AttributeError):
                     found.open = 1  # type: ignore[misc]

@@ -1140,6 +1140,23 @@ def test_counts_per_endpoint(desk, limit_per_host):
     assert (d.pool.open, d.pool.leased, d.pool.idle, d.pool.connecting, d.pool.waiting) == (4, 1, 1, 2, 1)
 
 
+def test_oldest_wait_per_endpoint(desk):
+    """Of several routes to one endpoint the longest wait counts."""
+    d = desk(2)
+    d.lease("A", "a")
+    d.lease("B", "b")
+    d.wanted("w1", "Bb")
+    d.after(2).wanted("w2", "B")
+    d.wanted("w3", "A")
+    d.after(1)
+    assert d.pool.oldest_waits(d.now) == {"A": 1, "B": 3}
+    d.gave_up("w1")
+    assert d.pool.oldest_waits(d.now) == {"A": 1, "B": 1}
+    d.gave_up("w2")
+    d.gave_up("w3")
+    assert d.pool.oldest_waits(d.now) == {}
+
+
 def test_nothing_is_remembered_of_hosts_that_are_gone(desk):
     d = desk(5, limit_per_host=2)
     for n in range(100):
