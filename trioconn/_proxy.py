@@ -287,8 +287,8 @@ def _check_auth(auth: object) -> tuple[str, str]:
 
 def _check_login(login: tuple[str, str], scheme: ProxyScheme) -> None:
     user, password = login
-    # RFC 7617 section 2 forbids both: a colon would move the border to the password.
-    if ":" in user:
+    # RFC 7617 section 2 forbids both: a colon would move the border to the password. SOCKS tells lengths instead.
+    if ":" in user and scheme in {"http", "https"}:
         raise InvalidTargetError("the user of a proxy login has a ':', which Basic authentication cannot express")
     if _CONTROL.search(user) or _CONTROL.search(password):
         raise InvalidTargetError("user or password of a proxy login has control characters")

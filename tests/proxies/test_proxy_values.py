@@ -100,7 +100,6 @@ def test_refused_socks_kinds_say_what_to_write() -> None:
 
 
 BAD_LOGINS = [
-    "hidden%3Auser:hidden",
     "hidden%0D%0AX%3A y:hidden".replace(" ", "%20"),
     "hidden:hidden%00",
     "hidden:hidden%0a",
@@ -115,6 +114,14 @@ BAD_LOGINS = [
     "hidden:hid den",
     "hidden:hid\r\nden",
 ]
+
+
+def test_colon_in_a_user_is_refused_where_it_would_move_the_border_to_the_password() -> None:
+    for scheme in ("http", "https"):
+        with pytest.raises(InvalidTargetError, match="Basic") as caught:
+            Proxy(f"{scheme}://hidden%3Auser:hidden@proxy.test:1")
+        assert "hid" not in str(caught.value)
+    assert Proxy("socks5://a%3Auser:secret@proxy.test").auth == ("a:user", "secret")  # SOCKS tells the lengths
 
 
 @pytest.mark.security(50)
