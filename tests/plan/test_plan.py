@@ -563,3 +563,17 @@ def test_a_port_alone_is_no_key_of_the_dns_cache(tcp: TCPConnector) -> None:
     tcp.clear_dns_cache("a.test", 80)
     with pytest.raises(ValueError, match="not a port alone"):
         tcp.clear_dns_cache(port=80)
+
+
+@pytest.mark.parametrize("way", ["target", "pin", "proxy"])
+def test_a_context_for_servers_is_refused_before_any_io(way: str) -> None:
+    """The standard mistake of ``create_default_context(Purpose.CLIENT_AUTH)``."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    connector = trioconn.TCPConnector()
+    options: dict[str, Any] = {
+        "target": {"ssl": context},
+        "pin": {"ssl": trioconn.Fingerprint(b"x" * 32, context=context)},
+        "proxy": {"proxy": trioconn.Proxy("https://proxy.test", ssl=context)},
+    }[way]
+    with pytest.raises(trioconn.InvalidTargetError, match="for servers"):
+        connector.route("https://a.test", **options)

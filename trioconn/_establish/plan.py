@@ -396,10 +396,18 @@ def _tls(settings: Settings, options: Options, scheme: Scheme, host: Host | None
 def _trust(option: SSLOption) -> tuple[Trust, bytes | None]:
     if isinstance(option, Fingerprint):
         context = option.context
-        return (DefaultTrust(verified=False) if context is None else ContextTrust.of(context)), option.digest
+        return (DefaultTrust(verified=False) if context is None else _context_trust(context)), option.digest
     if isinstance(option, ssl_module.SSLContext):
-        return ContextTrust.of(option), None
+        return _context_trust(option), None
     return DefaultTrust(verified=option), None
+
+
+def _context_trust(context: ssl_module.SSLContext) -> ContextTrust:
+    if context.protocol is ssl_module.PROTOCOL_TLS_SERVER:
+        raise InvalidTargetError(
+            "this SSLContext is for servers: make one with ssl.create_default_context(), without Purpose.CLIENT_AUTH"
+        )
+    return ContextTrust.of(context)
 
 
 def _checked_name(trust: Trust, name: str | None) -> str | None:
