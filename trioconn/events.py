@@ -18,7 +18,7 @@ The order in the life of one connection::
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, TypeAlias
 
 from ._route import Route
@@ -27,22 +27,34 @@ Report: TypeAlias = Callable[..., None]
 """How establishing code reports: ``report(EventClass, **fields)``. Time, route and dial are added on the way."""
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, repr=False, eq=False)
 class Event:
     """The base of all events: when, and about which route."""
 
     at: float
     route: Route
 
+    # Once for all: methods that the decorator makes for each class are compiled at import, and doubled its time.
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return NotImplemented
+        return all(getattr(self, field.name) == getattr(other, field.name) for field in fields(self))
 
-@dataclass(slots=True, kw_only=True)
+    __hash__ = None  # type: ignore[assignment]  # they are not frozen
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{field.name}={getattr(self, field.name)!r}" for field in fields(self))
+        return f"{type(self).__name__}({shown})"
+
+
+@dataclass(slots=True, kw_only=True, repr=False, eq=False)
 class Queued(Event):
     """A caller found no idle connection and waits."""
 
     waiter: int
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, repr=False, eq=False)
 class QueueEnded(Event):
     """A caller waits no longer. ``outcome`` is ``"granted"``, ``"failed"``, ``"cancelled"`` or ``"closed"``."""
 
@@ -51,19 +63,19 @@ class QueueEnded(Event):
     waited: float
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, repr=False, eq=False)
 class DialEvent(Event):
     """The base of what happens while a connection is being made."""
 
     dial: int
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, repr=False, eq=False)
 class DialStarted(DialEvent):
     """The pool began to make a connection."""
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, repr=False, eq=False)
 class DialFailed(DialEvent):
     """No connection came of it."""
 
@@ -71,26 +83,26 @@ class DialFailed(DialEvent):
     stage: str
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, repr=False, eq=False)
 class DialAborted(DialEvent):
     """Nobody needs it any more, or the connector is closing."""
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, repr=False, eq=False)
 class CacheHit(DialEvent):
     """The addresses of ``host`` were known."""
 
     host: str
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, repr=False, eq=False)
 class CacheMiss(DialEvent):
     """The addresses of ``host`` were not known."""
 
     host: str
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, repr=False, eq=False)
 class LookupStarted(DialEvent):
     """The resolver is asked, or a lookup that runs already is shared (``shared``)."""
 
@@ -98,7 +110,7 @@ class LookupStarted(DialEvent):
     shared: bool = False
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, repr=False, eq=False)
 class LookupFinished(DialEvent):
     """The resolver answered: addresses as text, or what went wrong."""
 
@@ -107,52 +119,52 @@ class LookupFinished(DialEvent):
     error: str | None = None
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, repr=False, eq=False)
 class AttemptEvent(DialEvent):
     """The base of what happens to one address of a race."""
 
     index: int
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, repr=False, eq=False)
 class AttemptStarted(AttemptEvent):
     """A connection to ``address`` is being opened: a socket address, or a path."""
 
     address: Any
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, repr=False, eq=False)
 class AttemptProgressed(AttemptEvent):
     """The attempt got on: the ``stage`` it has finished."""
 
     stage: str
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, repr=False, eq=False)
 class AttemptWon(AttemptEvent):
     """The first that went all the way."""
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, repr=False, eq=False)
 class AttemptLost(AttemptEvent):
     """Another one won, or it was silent for too long; its socket is closed."""
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, repr=False, eq=False)
 class AttemptFailed(AttemptEvent):
     """The attempt ended in an error."""
 
     error: BaseException
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, repr=False, eq=False)
 class AttemptDenied(DialEvent):
     """The address policy refused ``address``: it was not dialled."""
 
     address: str
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, repr=False, eq=False)
 class HopEvent(DialEvent):
     """The base of what happens with one hop, a proxy or the target, within the attempt of that index."""
 
@@ -160,14 +172,14 @@ class HopEvent(DialEvent):
     attempt: int = 0
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, repr=False, eq=False)
 class TunnelStarted(HopEvent):
     """Proxy ``hop`` is asked for a tunnel to ``target`` (host and port)."""
 
     target: str
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, repr=False, eq=False)
 class TunnelFinished(HopEvent):
     """The tunnel stands, or the proxy refused: its ``status`` and the error."""
 
@@ -175,14 +187,14 @@ class TunnelFinished(HopEvent):
     error: BaseException | None = None
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, repr=False, eq=False)
 class TLSStarted(HopEvent):
     """A handshake begins with proxy ``hop`` or the target (-1)."""
 
     server_name: str | None
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, repr=False, eq=False)
 class TLSFinished(HopEvent):
     """The handshake ended. On success ``version``, ``cipher``, ``alpn``, ``resumed`` and the leaf (DER) are known."""
 
@@ -194,14 +206,14 @@ class TLSFinished(HopEvent):
     error: BaseException | None = None
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, repr=False, eq=False)
 class ConnectionEvent(Event):
     """The base of what happens to a connection that was made."""
 
     connection: int
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, repr=False, eq=False)
 class Created(ConnectionEvent):
     """A connection stands. ``dial`` is the number of the dial that made it, ``seconds`` what that took."""
 
@@ -210,7 +222,7 @@ class Created(ConnectionEvent):
     session_reused: bool = False
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, repr=False, eq=False)
 class Reused(ConnectionEvent):
     """An idle connection was handed out; ``uses`` counts this lease, ``idle`` is how long it lay, in seconds."""
 
@@ -218,14 +230,14 @@ class Reused(ConnectionEvent):
     idle: float
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, repr=False, eq=False)
 class Released(ConnectionEvent):
     """A lease ended and the connection was clean; ``leased`` is how long it was out, in seconds."""
 
     leased: float
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, repr=False, eq=False)
 class Closed(ConnectionEvent):
     """A connection was closed, and why: one of `REASONS`."""
 

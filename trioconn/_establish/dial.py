@@ -23,9 +23,7 @@ import trio
 from .. import events
 from .._errors import AddressDeniedError, ConnectError, ProxyConnectError, ProxyError, Stage, TLSError
 from .._route import TARGET, ConnectStep, PipeHop, Route, SocksStep, Step, TCPHop, TLSStep, UnixHop
-from .http_tunnel import open_tunnel
 from .policy import judge
-from .socks import open_socks
 from .tcp import TCPOptions, connect_tcp
 from .tls import TLSStream
 from .tls_sessions import SessionStore
@@ -172,11 +170,16 @@ async def _take(
             if step.hop == TARGET:
                 raise
             raise _proxy_error(error, step.hop) from error
+    # Imported by the first dial through a proxy: h11 would be a fifth of what importing this package takes.
     if isinstance(step, ConnectStep):
+        from .http_tunnel import open_tunnel
+
         # Bytes behind the reply are the target's greeting only if nothing else is to be asked over this tunnel: they
         # must neither survive a handshake nor be taken for the next proxy's answer.
         last = number + 1 == len(route.steps)
         return await open_tunnel(stream, step, tls_follows=not last, report=report)
+    from .socks import open_socks
+
     return await open_socks(stream, step, resolve=_resolver_for(step, kit, dialling), report=report)
 
 
