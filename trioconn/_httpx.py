@@ -8,8 +8,8 @@ nurseries would cross, which trio forbids. Therefore an own connector lives in a
 leaving only tell that task. It is a system task: it ends with the run at the latest, and with it every connection.
 
 Timeouts. Waiting for a free slot and waiting for a connection are two timeouts, with two exceptions. Which of the two
-it is, the connector's events tell: while a dial runs that began for our wait it is the connection, else the slot. Only
-a request that found no idle connection listens at all.
+it is, the connector's events tell: while a dial runs that began during our wait it is the connection, else the slot.
+Only a request that found no idle connection listens at all.
 
 A request on a connection that had lain idle may find that the server closed it at that very moment. If not one byte
 came back, it is sent again, once, provided that this can do no harm: its method is idempotent (RFC 9110, 9.2.2) or
@@ -89,30 +89,34 @@ class Host:
 
 
 class Patience:
-    """Whether a request waits for a slot or for a connection, and until when. An observer of its connect."""
+    """Whether a request waits for a slot or for a connection, and until when. An observer of its connect.
 
-    __slots__ = ("_connect", "_dial", "_pool", "connecting", "scope")
+    Attempts are not paired with waiters: one that began while we wait may be for somebody before us. So each is
+    followed until its end, and while none runs it is a slot that we wait for.
+    """
+
+    __slots__ = ("_connect", "_dials", "_pool", "scope")
 
     def __init__(self, scope: trio.CancelScope, pool: float | None, connect: float | None) -> None:
         self.scope = scope
         self._pool = math.inf if pool is None else trio.current_time() + pool
-        self._connect = connect
-        self._dial = 0
-        self.connecting = False
-        # Not before we are queued: where there is room no slot is waited for, and a pool timeout of 0 is none.
+        self._connect = math.inf if connect is None else connect
+        self._dials: dict[int, float] = {}  # until when the connection may take, by the number of the dial, in order
+        # No deadline before we are queued: where there is room no slot is waited for, and a pool timeout of 0 is none.
+
+    @property
+    def connecting(self) -> bool:
+        """Whether it is a connection that is waited for."""
+        return bool(self._dials)
 
     def __call__(self, event: events.Event) -> None:
-        if not self.connecting:
-            if isinstance(event, events.Queued):
-                self.scope.deadline = self._pool
-            elif isinstance(event, events.DialStarted):
-                self.connecting = True
-                self._dial = event.dial
-                self.scope.deadline = math.inf if self._connect is None else event.at + self._connect
-        elif isinstance(event, events.DialFailed | events.DialAborted) and event.dial == self._dial:
-            # Its failure was an older waiter's; ours goes on, and is one for a slot again.
-            self.connecting = False
-            self.scope.deadline = self._pool
+        if isinstance(event, events.DialStarted):
+            self._dials[event.dial] = event.at + self._connect
+        elif isinstance(event, events.DialFailed | events.DialAborted | events.Created):
+            self._dials.pop(event.dial, None)
+        elif not isinstance(event, events.Queued):
+            return
+        self.scope.deadline = next(iter(self._dials.values()), self._pool)
 
 
 class ResponseStream:

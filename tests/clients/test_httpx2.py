@@ -442,6 +442,37 @@ async def test_time_in_the_queue_is_not_time_to_connect(http_server: Servers, au
 # ---- errors ----------------------------------------------------------------------------------------------------------
 
 
+async def test_connection_that_went_to_somebody_else_is_waited_for_as_a_slot(
+    http_server: Servers, autojump_clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two hear of one attempt. Whoever does not get its connection is no longer told that connecting takes too long."""
+
+    async def answer(peer: Any) -> None:
+        while await peer.request() is not None:
+            await trio.sleep(10)
+            await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello")
+
+    monkeypatch.setattr(SlowConnector, "seconds", 1.0)
+    async with http_server(answer) as server, SlowConnector(limit=1) as connector:
+        http = client(connector, timeout=httpx2.Timeout(None, connect=4, pool=60))
+        lease = await connector.connect(server.url)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(http.get, server.url)
+            nursery.start_soon(http.get, server.url)
+            await trio.testing.wait_all_tasks_blocked()
+            lease.close()
+        assert server.connections == 2 and connector.statistics().reused == 1
+
+        impatient = client(connector, timeout=httpx2.Timeout(None, connect=4, pool=3))
+        connector.connect_nowait(server.url).close()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(http.get, server.url)
+            await trio.sleep(0.5)
+            with pytest.raises(httpx2.PoolTimeout):
+                await impatient.get(server.url)
+            nursery.cancel_scope.cancel()
+
+
 async def test_refused_connection_is_a_connect_error(no_fd_leak: None) -> None:
     listener = await trio.open_tcp_listeners(0, host="127.0.0.1")
     port = listener[0].socket.getsockname()[1]
@@ -588,8 +619,8 @@ class PipeConnector(trioconn.BaseConnector):
 async def test_pipes_are_not_spoilt_by_sending(http_server: Servers, size: int) -> None:
     async def answer(peer: Any) -> None:
         while (got := await peer.request()) is not None:
-            await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello")
             bodies.append(len(got[1]))
+            await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello")
 
     bodies: list[int] = []
     async with http_server(answer) as server, PipeConnector() as connector:
