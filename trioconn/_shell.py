@@ -203,22 +203,24 @@ class Shell:
     async def leave(self, leaving: BaseException | None) -> None:
         """Close what is left, end the nursery. `leaving` is what already comes out of the ``async with`` block."""
         assert self._nursery is not None and self._watch is not None
-        self.shut_down(polite=False)
         self._nursery.cancel_scope.cancel()
         try:
-            # The body's exception is not given to the nursery, it would come out in a group. And nothing in the nursery
-            # raises; so all that can arrive here is a cancellation from outside, or an interrupt.
-            await self._manager.__aexit__(None, None, None)
-        except BaseExceptionGroup as group:
-            if leaving is None or isinstance(leaving, trio.Cancelled):
-                # Were something to raise all the same, the body would have been cancelled by the nursery, and nobody
-                # would ever catch that cancellation: what raised has to come out.
-                errors = sorted(_leaves(group), key=lambda error: isinstance(error, trio.Cancelled))
-                if leaving is None or not isinstance(errors[0], trio.Cancelled):
-                    raise errors[0] from None
+            self.shut_down(polite=False)
         finally:
-            self.left = True
-            self._watch.close()
+            try:
+                # The body's exception is not given to the nursery, it would come out in a group. And nothing in the
+                # nursery raises; so all that can arrive here is a cancellation from outside, or an interrupt.
+                await self._manager.__aexit__(None, None, None)  # noqa: ASYNC102 - all it waits for is cancelled
+            except BaseExceptionGroup as group:
+                if leaving is None or isinstance(leaving, trio.Cancelled):
+                    # Were something to raise all the same, the body would have been cancelled by the nursery, and
+                    # nobody would ever catch that cancellation: what raised has to come out.
+                    errors = sorted(_leaves(group), key=lambda error: isinstance(error, trio.Cancelled))
+                    if leaving is None or not isinstance(errors[0], trio.Cancelled):
+                        raise errors[0] from None
+            finally:
+                self.left = True
+                self._watch.close()
 
     @enable_ki_protection
     def shut_down(self, *, polite: bool) -> None:

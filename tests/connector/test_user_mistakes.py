@@ -12,6 +12,7 @@ import trio
 import trio.testing
 
 import trioconn
+from trioconn.testing import memory_stream_pair
 
 from .common import A, check_clean, settle
 
@@ -141,3 +142,40 @@ def test_an_accident_in_the_background_is_not_hidden_by_its_own_cancellation() -
 
     with pytest.raises(ZeroDivisionError):
         trio.run(main)
+
+
+@pytest.mark.parametrize("at", ["Queued", "DialStarted", "Created", "Released", "Closed"])
+def test_what_is_no_exception_comes_out_of_an_observer_and_wrecks_nothing(at: str) -> None:
+    """``pytest.fail()`` in an observer, say, is a BaseException: it is not for us to log it and go on."""
+
+    class Halt(BaseException):
+        pass
+
+    def observer(event: object) -> None:
+        if type(event).__name__ in (at, "Closed"):
+            raise Halt
+
+    async def main() -> None:
+        async with Connector(lambda: memory_stream_pair()[0], observers=[observer]) as connector:
+            (await connector.connect(A)).release()
+            await trio.sleep(1)
+
+    with pytest.raises(Halt):
+        trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+async def test_a_resolver_that_cannot_say_why_it_is_late(autojump_clock: trio.testing.MockClock) -> None:
+    class Late(trioconn.Resolver):
+        async def resolve(self, host: str, port: int = 0, family: int = 0) -> list[trioconn.ResolveResult]:
+            await trio.sleep_forever()
+            raise AssertionError
+
+        def why_late(self) -> str:
+            raise ValueError("no idea")
+
+    came = False
+    async with trioconn.TCPConnector(resolver=Late(), connect_timeout=None) as connector:
+        with pytest.raises(trioconn.ResolveError, match="no answer within"):
+            await connector.connect(A)
+        came = True
+    assert came

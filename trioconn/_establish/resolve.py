@@ -218,10 +218,12 @@ class Lookups:
                 except Exception as exc:
                     failure = Failure(_reason(exc), exc.errno if isinstance(exc, OSError) else None, exc)
             if lookup.scope.cancelled_caught:
-                why = self._resolver.why_late()
-                failure = Failure(
-                    f"no answer within {self._seconds:g} s{': ' + why if why else ''}", cause=TimeoutError("lookup")
-                )
+                late = f"no answer within {self._seconds:g} s"
+                try:
+                    why = self._resolver.why_late()
+                except Exception:  # foreign code, in a task that must not raise
+                    why = ""
+                failure = Failure(f"{late}: {why}" if why else late, cause=TimeoutError("lookup"))
         finally:
             lookup.asked.set()
             self._finish(lookup, results, failure)
