@@ -74,9 +74,10 @@ async def make(
 
 def timed_out(dialling: Dialling, seconds: float) -> ConnectTimeoutError:
     """The error of an attempt that did not end within ``connect_timeout``."""
+    whose = "" if dialling.hop == TARGET else f" of the proxy {dialling.route.proxies[dialling.hop]}"
     return ConnectTimeoutError(
         f"{dialling.route}: no connection within connect_timeout={seconds:g} s; it had come to the stage "
-        f"{dialling.stage!r}",
+        f"{dialling.stage!r}{whose}",
         stage=dialling.stage,
         hop=dialling.hop,
         route=dialling.route,
