@@ -9,6 +9,7 @@ import ssl
 from typing import Any
 
 import pytest
+import trio
 
 import trioconn
 from trioconn._errors import ConnectError
@@ -91,6 +92,7 @@ def test_what_cannot_be_called_is_refused_at_once() -> None:
 
 def test_a_coroutine_function_is_refused_where_an_answer_is_needed_at_once() -> None:
     async def policy(host: str, address: object) -> bool:
+        await trio.lowlevel.checkpoint()
         return False
 
     class Late(trioconn.BaseConnector):

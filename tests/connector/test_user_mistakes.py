@@ -131,6 +131,7 @@ def test_an_accident_in_the_background_is_not_hidden_by_its_own_cancellation() -
     """No task of ours raises; but if one does, that must be what comes out, and not a stray `trio.Cancelled`."""
 
     async def accident() -> None:
+        await trio.lowlevel.checkpoint()
         raise ZeroDivisionError
 
     async def main() -> None:
