@@ -222,6 +222,8 @@ class TransportBase:
                 "`async with httpx2.AsyncClient(transport=...) as client:`, or give the transport a connector that was "
                 "entered already"
             )
+        # An idle connection is taken, and written to, without waiting: who was cancelled before must send nothing.
+        await trio.lowlevel.checkpoint_if_cancelled()
         extensions = request.extensions
         body = await self._body_of(request.stream)
         try:

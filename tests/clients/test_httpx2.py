@@ -999,6 +999,19 @@ async def test_every_body_belongs_to_its_request_for_a_minute(http_server: Serve
         gc.enable()
 
 
+async def test_who_was_cancelled_before_sends_nothing(http_server: Servers) -> None:
+    async with http_server() as server, client() as http:
+        await http.get(server.url)
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await http.post(server.url, content=b"an order")
+        assert scope.cancelled_caught
+        assert connector_of(http).statistics().idle == 1
+        await http.get(server.url)
+        assert [request.method for request in server.requests] == [b"GET", b"GET"]
+        assert server.connections == 1
+
+
 async def test_cancelled_at_every_checkpoint(http_server: Servers, no_fd_leak: None) -> None:
     """Cancel a request after n passes of the scheduler, for each n until it gets through; the next one gets its own."""
 
