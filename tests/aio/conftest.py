@@ -186,8 +186,15 @@ class WebServer:
             self.port = runner.addresses[0][1]
         self._ready.set()
         await self._ended.wait()
+        connections = runner.server
         await runner.cleanup()
-        for _ in range(10):  # closed transports close their sockets in the loop's next passes
+        # Connections whose end the server has not seen yet, or that it accepts only now, must not outlive the loop.
+        while connections is not None and connections.connections:
+            for connection in connections.connections:
+                if connection.transport is not None:
+                    connection.transport.abort()
+            await asyncio.sleep(0.005)
+        for _ in range(10):
             await asyncio.sleep(0)
 
 

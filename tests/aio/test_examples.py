@@ -15,7 +15,9 @@ ROOT = Path(__file__).parents[2]
 
 def run_example(name: str, *args: str) -> list[str]:
     script = ROOT / "docs" / "examples" / f"{name}.py"
-    command = [sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning:trio_asyncio", str(script), *args]
+    command = [sys.executable, "-W", "error", str(script), *args]
+    if name == "asyncio_on_trio":  # trio-asyncio subclasses at import what Python 3.12 deprecated
+        command[3:3] = ["-W", "ignore::DeprecationWarning"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment, check=False)
     assert not done.returncode, done.stderr

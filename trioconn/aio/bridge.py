@@ -115,7 +115,10 @@ class Portal:
         if nursery is None:  # trio-asyncio has not started `live` yet
             self._early.append(lambda: self.start(f, context))
         else:
-            context.run(lambda: nursery.start_soon(f))
+            try:
+                context.run(lambda: nursery.start_soon(f))
+            except RuntimeError as error:  # it has just ended, and `live` has not yet come to say so
+                raise trioconn.ConnectorClosedError("the trio run of this portal is ending") from error
 
     def add(self, call: Call[Any]) -> None:
         """`call` waits for the run, and is to be told if that ends."""
