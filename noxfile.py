@@ -119,9 +119,14 @@ def docs(session: nox.Session) -> None:
 
 @nox.session(python=OLDEST)
 def bench(session: nox.Session) -> None:
-    """What `docs/contributing.rst` tells how to measure. Wants a quiet machine."""
+    """Everything beside the peers, into docs/benchmarks.md, then the tests that measure. Wants a quiet machine, and nginx.
+
+    What follows `--` goes to tests/benchmarks/run.py: names of parts, or `--quick`, which writes nothing.
+    """
     session.install("-e", ".[all]", *group("bench"))
-    session.run("python", "-m", "pytest", "-m", "bench", "-s", *session.posargs)
+    session.run("python", "tests/benchmarks/run.py", *session.posargs, success_codes=[0, 1])  # 1: a target was missed
+    if not session.posargs:
+        session.run("python", "-m", "pytest", "-m", "bench", "-s", "--ignore=tests/benchmarks")
 
 
 @nox.session(python=OLDEST)
