@@ -14,6 +14,7 @@ import trio
 import trio.testing
 
 import trioconn
+from trioconn._http11 import Exchange
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,6 +38,22 @@ def http(handle: int) -> None:
         while b"\r\n\r\n" in received:
             _, _, received = received.partition(b"\r\n\r\n")
             _winapi.WriteFile(handle, RESPONSE)
+
+
+def upload(handle: int) -> None:
+    """Answer requests with the length of their bodies."""
+    received = b""
+    while True:
+        while b"\r\n\r\n" not in received:
+            received += _winapi.ReadFile(handle, ENOUGH)[0]
+        head, _, received = received.partition(b"\r\n\r\n")
+        length = int(head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0])
+        while len(received) < length:
+            received += _winapi.ReadFile(handle, ENOUGH)[0]
+        assert received[:length] == bytes(length)
+        received = received[length:]
+        told = b"%d" % length
+        _winapi.WriteFile(handle, b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(told), told))
 
 
 def tls_echo(context: ssl.SSLContext) -> Any:
@@ -118,6 +135,21 @@ async def test_targets(path: str, serve: Serve, target: str) -> None:
         assert [await get(connector, target) for _ in range(3)] == [False, True, True]
         assert connector.route(target).endpoint == path
         assert connector.path == path
+    assert server.accepted == 1
+
+
+@on_windows
+async def test_http_client_and_bodies_larger_than_the_pipe(path: str, serve: Serve) -> None:
+    """The clients on top try to write without waiting, which would spoil a pipe that is full."""
+    server = serve(upload)
+    async with trioconn.NamedPipeConnector(path) as connector:
+        for size in (10, 60_000, 3_000_000):
+            lease = await connector.connect("http://engine/")
+            exchange = Exchange(lease, read=30, write=30, trace=None, request=None, checked={})
+            headers = [(b"Host", b"engine"), (b"Content-Length", b"%d" % size)]
+            await exchange.run(b"POST", b"/", headers, bytes(size))
+            assert await exchange.receive_body() == b"%d" % size
+            assert await exchange.receive_body() is None
     assert server.accepted == 1
 
 
