@@ -188,14 +188,12 @@ class WebServer:
         await self._ended.wait()
         connections = runner.server
         await runner.cleanup()
-        # Connections whose end the server has not seen yet, or that it accepts only now, must not outlive the loop.
-        while connections is not None and connections.connections:
-            for connection in connections.connections:
+        # Connections that the server accepts only now, or whose end it has not seen yet, must not outlive the loop.
+        for _ in range(20):
+            for connection in connections.connections if connections is not None else ():
                 if connection.transport is not None:
                     connection.transport.abort()
-            await asyncio.sleep(0.005)
-        for _ in range(10):
-            await asyncio.sleep(0)
+            await asyncio.sleep(0.001)
 
 
 @pytest.fixture
