@@ -88,6 +88,9 @@ class ByteStream(anyio.abc.ByteStream):
             found[anyio.abc.SocketAttribute.local_address] = lambda: info.local_address
         if info.remote_address is not None:
             found[anyio.abc.SocketAttribute.remote_address] = lambda: info.remote_address
+        if isinstance(info.remote_address, tuple):  # of the internet, so that there are ports
+            found[anyio.abc.SocketAttribute.local_port] = lambda: info.local_address[1]
+            found[anyio.abc.SocketAttribute.remote_port] = lambda: info.remote_address[1]
         if info.tls:
             top = info.tls[-1]
             found[TLSAttribute.alpn_protocol] = lambda: top.alpn

@@ -24,6 +24,9 @@ async def test_byte_stream_goes_both_ways_and_ends(tcp_server: Any, no_fd_leak: 
             assert await stream.receive(3) == b"hel"
             assert await stream.receive() == b"lo"
             assert stream.extra(anyio.abc.SocketAttribute.remote_address) == ("127.0.0.1", port)
+            assert stream.extra(anyio.abc.SocketAttribute.remote_port) == port
+            local = stream.extra(anyio.abc.SocketAttribute.local_address)
+            assert stream.extra(anyio.abc.SocketAttribute.local_port) == local[1]
             await stream.send_eof()
             with pytest.raises(anyio.EndOfStream):
                 await stream.receive()
