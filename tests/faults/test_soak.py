@@ -115,6 +115,27 @@ class Server:
             await trio.sleep(0.05)
 
 
+async def ask(connector: trioconn.TCPConnector, server: Server, question: bytes, *, tidy: bool) -> str:
+    """One question on one lease. Returns what became of it. (A function of its own: no client keeps its last lease.)"""
+    scheme = "tcp" if server.tls is None else "tls"
+    try:
+        async with await connector.connect(f"{scheme}://127.0.0.1:{server.port}") as lease:
+            answer = b""
+            await lease.stream.send_all(question)
+            while len(answer) < QUESTION and (some := await lease.stream.receive_some(QUESTION - len(answer))):
+                answer += some
+            assert question.startswith(answer), f"{answer!r} is not the answer to {question!r}"
+            if len(answer) < QUESTION:
+                return "ended"
+            if tidy:
+                lease.release()
+            return "answered again" if lease.reused else "answered"
+    except trio.BrokenResourceError:
+        return "broken"
+    except trioconn.ConnectError as error:
+        return f"not connected: {error.stage}, {errno.errorcode.get(error.errno or 0)}"
+
+
 async def client(
     connector: trioconn.TCPConnector, servers: list[Server], source: random.Random, number: int, outcomes: Counter[str]
 ) -> None:
@@ -123,27 +144,9 @@ async def client(
     while True:
         turn += 1
         server = servers[source.randrange(len(servers))]
-        question = b"%08d%08d" % (number, turn)
-        scheme = "tcp" if server.tls is None else "tls"
         outcome = "patience"
         with trio.move_on_after(source.choice([0.01, 1, 10, 10])):
-            try:
-                async with await connector.connect(f"{scheme}://127.0.0.1:{server.port}") as lease:
-                    answer = b""
-                    await lease.stream.send_all(question)
-                    while len(answer) < QUESTION and (some := await lease.stream.receive_some(QUESTION - len(answer))):
-                        answer += some
-                    assert question.startswith(answer), f"{answer!r} is not the answer to {question!r}"
-                    if len(answer) == QUESTION:
-                        outcome = "answered again" if lease.reused else "answered"
-                        if source.random() < 0.95:
-                            lease.release()
-                    else:
-                        outcome = "ended"
-            except trio.BrokenResourceError:
-                outcome = "broken"
-            except trioconn.ConnectError as error:
-                outcome = f"not connected: {error.stage}, {errno.errorcode.get(error.errno or 0)}"
+            outcome = await ask(connector, server, b"%08d%08d" % (number, turn), tidy=source.random() < 0.95)
         outcomes[outcome] += 1
         # So many together ask as often as a slow machine with both ends in one thread can bear.
         await trio.sleep(source.random() * 15)
