@@ -119,7 +119,7 @@ def docs(session: nox.Session) -> None:
 
 @nox.session(python=OLDEST)
 def bench(session: nox.Session) -> None:
-    """Everything beside the peers, into docs/benchmarks.md, then the tests that measure. Wants a quiet machine, and nginx.
+    """Everything beside the peers, into docs/benchmarks.md; then the tests that measure. Wants nginx, and quiet.
 
     What follows `--` goes to tests/benchmarks/run.py: names of parts, or `--quick`, which writes nothing.
     """
