@@ -48,6 +48,8 @@ from ._proxy import Proxy, ProxyChoice
 from ._route import Fingerprint, Route
 from ._statistics import ConnectorStatistics, HostStatistics, LeaseInfo
 
+__version__ = "0.1.0"
+
 __all__ = [
     "AddressDeniedError",
     "BaseConnector",

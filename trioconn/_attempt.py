@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import trio
 
@@ -87,8 +87,7 @@ def timed_out(dialling: Dialling, seconds: float) -> ConnectTimeoutError:
 def explained(error: BaseException, dialling: Dialling) -> BaseException:
     """What the waiting caller gets for `error`: an OSError becomes a `ConnectError`, others stay as they are."""
     if isinstance(error, ConnectError):
-        if error.route is None:
-            error.route = dialling.route
+        _set_route(error, dialling.route)
         return error
     if not isinstance(error, OSError):
         return error
@@ -102,6 +101,17 @@ def explained(error: BaseException, dialling: Dialling) -> BaseException:
     )
     better.__cause__ = error
     return better
+
+
+def _set_route(error: BaseException, route: Route) -> None:
+    """Say which route it was, in `error` and in what it was made of."""
+    if isinstance(error, ConnectError) and error.route is None:
+        error.route = route
+    if isinstance(error, BaseExceptionGroup):
+        for part in cast("BaseExceptionGroup[BaseException]", error).exceptions:
+            _set_route(part, route)
+    elif error.__cause__ is not None:
+        _set_route(error.__cause__, route)
 
 
 def _layer(hop: int, stream: TLSStream[Any] | trio.SSLStream[Any]) -> TLSInfo:

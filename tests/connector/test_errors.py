@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import errno
+import importlib.metadata
 import pickle
+import socket
 import ssl
 from typing import Any
 
@@ -112,3 +114,23 @@ async def test_release_never_raises_and_never_loses_the_slot(seconds: Any) -> No
         lease = await connector.connect(A)
         lease.release()
         assert connector.statistics().leased == 0
+
+
+async def test_the_parts_of_an_error_know_their_route_too() -> None:
+    class TwoDead(trioconn.Resolver):
+        async def resolve(self, host: str, port: int = 0, family: int = 0) -> list[trioconn.ResolveResult]:
+            await trio.lowlevel.checkpoint()
+            return [trioconn.ResolveResult(f"127.0.0.{n}", socket.AF_INET) for n in (1, 2)]
+
+    async with trioconn.TCPConnector(resolver=TwoDead()) as connector:
+        route = connector.route("tcp://two.test:1")
+        with pytest.raises(trioconn.ConnectError) as caught:
+            await connector.connect(route)
+        group = caught.value.__cause__
+        assert isinstance(group, ExceptionGroup)
+        assert len(group.exceptions) == 2
+        assert all(isinstance(part, trioconn.ConnectError) and part.route == route for part in group.exceptions)
+
+
+def test_the_version_is_told() -> None:
+    assert trioconn.__version__ == importlib.metadata.version("trioconn")

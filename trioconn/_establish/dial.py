@@ -267,7 +267,7 @@ def _resolver_for(step: SocksStep, kit: Kit, dialling: Dialling) -> Callable[[Ho
         allowed = [address for address in found if judge(tcp.address_policy, host.name, address)]
         if found and not allowed:
             dialling.report(events.AttemptDenied, address=found[0])
-            raise AddressDeniedError(f"{host}: the address_policy allows none of its addresses", stage="resolve")
+            raise AddressDeniedError(f"{host}: the address_policy allows none of its addresses", stage="connect")
         return allowed
 
     return resolve

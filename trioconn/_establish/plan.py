@@ -319,7 +319,7 @@ def _check_policy(settings: Settings, proxies: tuple[Proxy, ...], host: Host | N
                 stage="resolve",
             )
     elif not settings.judge(host.name, host.name):
-        raise AddressDeniedError(f"{host}: the address_policy does not allow this address", stage="resolve")
+        raise AddressDeniedError(f"{host}: the address_policy does not allow this address", stage="connect")
 
 
 # TLS
