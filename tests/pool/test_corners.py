@@ -120,3 +120,14 @@ def test_a_grant_of_what_was_idle_has_consequences_for_others(desk: MakeDesk) ->
     assert pool.released("c2") == ["grant w2 c2"]
     assert pool.wanted("w", "C") == []  # c1 may still be kept a moment, and while something is idle nothing is aborted
     assert pool.wanted("x", "A") == ["grant x c1", "abort B/2"]
+
+
+def test_the_newest_that_is_left_after_a_hand_out_can_leave_as_well(desk: MakeDesk) -> None:
+    pool = desk(5)
+    pool.lease("A", "c1")
+    pool.lease("A", "c2")
+    pool.released("c1")
+    pool.released("c2")
+    assert pool.take("A") == "c2"
+    assert pool.dropped("c1") == []
+    assert pool.take("A") is None
