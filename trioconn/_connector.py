@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from inspect import iscoroutinefunction
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self, TypedDict, Unpack, cast
@@ -492,7 +492,7 @@ class BaseConnector:
         """The present state and the totals. Goes through all routes: not for the path of each request."""
         shell = self._shell
         pool = shell.pool
-        waits = pool.oldest_waits(trio.current_time()) if pool.waiting else {}
+        waits: Mapping[Hashable, float] = pool.oldest_waits(trio.current_time()) if pool.waiting else {}
         hosts = {
             cast("Endpoint", endpoint): HostStatistics(**counts._asdict(), oldest_wait=waits.get(endpoint, 0.0))
             for endpoint, counts in pool.endpoints().items()
