@@ -131,3 +131,25 @@ def test_the_newest_that_is_left_after_a_hand_out_can_leave_as_well(desk: MakeDe
     assert pool.take("A") == "c2"
     assert pool.dropped("c1") == []
     assert pool.take("A") is None
+
+
+def test_all_that_is_due_at_one_moment_is_done_in_it(desk: MakeDesk) -> None:
+    pool = desk(2)
+    pool.lease("A", "c1", dial_time=0.25)
+    pool.lease("B", "c2", dial_time=0.25)
+    pool.released("c1")
+    pool.released("c2")
+    assert pool.wanted("w", "C") == pool.wanted("x", "D") == []
+    assert pool.after(0.25).expired() == ["close c1 evicted", "dial C/1", "close c2 evicted", "dial D/1"]
+
+
+def test_all_that_is_due_at_one_moment_is_done_at_each_endpoint(desk: MakeDesk) -> None:
+    pool = desk(None, limit_per_host=1)
+    pool.lease("A1", "c1", dial_time=0.25)
+    pool.lease("B1", "c2", dial_time=0.25)
+    pool.released("c1")
+    pool.released("c2")
+    assert pool.wanted("w", "A2") == pool.wanted("x", "B2") == []
+    assert sorted(pool.after(0.25).expired()) == sorted([
+        "close c1 evicted", "dial A2/1", "close c2 evicted", "dial B2/1",
+    ])  # fmt: skip
