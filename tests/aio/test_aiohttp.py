@@ -255,6 +255,28 @@ def test_connect_timeout_of_our_own(run: Run, deaf: int) -> None:
     run(main)
 
 
+def test_sock_connect_ends_with_the_attempt_even_if_another_got_the_connection(run: Run, server: Any) -> None:
+    """Two wait and hear of one attempt; the one that it was not for queues again, and its time stands still."""
+
+    async def main(portal: Portal) -> None:
+        async with session(limit=1) as client:
+            held = await client.get(server.url("/stall?headers"))
+            first = asyncio.ensure_future(client.get(server.url("/stall?headers")))
+            await asyncio.sleep(0.05)
+            timeout = aiohttp.ClientTimeout(total=None, sock_connect=0.2)
+            second = asyncio.ensure_future(client.get(server.url(), timeout=timeout))
+            await asyncio.sleep(0.05)
+            held.close()  # half read, so its connection ends, and one is dialled for the two who wait
+            response = await first
+            await asyncio.sleep(0.4)
+            assert not second.done()
+            response.close()
+            async with await second as response:
+                assert response.status == 200
+
+    run(main)
+
+
 def test_sock_connect_does_not_count_the_queue(run: Run, server: Any) -> None:
     async def main(portal: Portal) -> None:
         async with session(limit=1) as client:

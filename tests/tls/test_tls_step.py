@@ -135,7 +135,7 @@ async def test_names_and_addresses(authority, serve, asked, certificate, accepte
     if accepted:
         (await shake(server, step)).close_nowait()
     else:
-        with pytest.raises(CertificateError, match="not for the (name|address)"):
+        with pytest.raises(CertificateError, match=r"not for the (name|address)"):
             await shake(server, step)
 
 

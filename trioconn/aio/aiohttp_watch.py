@@ -41,7 +41,8 @@ class Watcher:
         self._attempt = attempt
         self._sock_connect = sock_connect
         self._threshold = threshold
-        self._dial = 0
+        self._dials: set[int] = set()  # that run: attempts are not paired with waiters, so each is followed to its end
+        self._granted = self._reused = False
         self._signals: asyncio.Queue[tuple[str, tuple[str, ...]] | None] | None = asyncio.Queue() if traced else None
         self._queueing = self._ended = False
         self.observers: tuple[Callable[[events.Event], object], ...] = (self._hear,) if traced or sock_connect else ()
@@ -51,7 +52,7 @@ class Watcher:
         signals = self._signals
         if signals is None:
             return await call.wait()
-        call.add_done_callback(lambda _: signals.put_nowait(None))
+        call.add_done_callback(lambda _: self._done(signals))
         try:
             while (signal := await signals.get()) is not None:
                 for trace in traces:
@@ -61,28 +62,37 @@ class Watcher:
             raise
         return await call.wait()
 
+    def _done(self, signals: asyncio.Queue[tuple[str, tuple[str, ...]] | None]) -> None:
+        if self._granted and not self._reused:
+            self._say("connection_create_end")
+        signals.put_nowait(None)
+
     def _hear(self, event: events.Event) -> None:
         if isinstance(event, events.DialStarted):
-            if not self._dial:
-                self._dial = event.dial
+            if not self._dials:
                 self._leave_queue()
                 self._in_loop(when(self._loop, self._sock_connect, self._threshold))
+            self._dials.add(event.dial)
             self._say("connection_create_start")
-        elif isinstance(event, events.DialFailed | events.DialAborted) and event.dial == self._dial:
-            self._dial = 0  # it was an older waiter's; ours waits for a slot again
-            self._in_loop(None)
+        elif isinstance(event, events.DialFailed | events.DialAborted | events.Created):
+            self._dials.discard(event.dial)
+            if not self._dials:  # if what came of it is an older waiter's, ours waits for a slot again
+                self._in_loop(None)
         elif isinstance(event, events.Queued):
             self._loop.call_soon(self._still_queued)  # if it has caused an attempt, that is told in the same step
         elif isinstance(event, events.QueueEnded):
             self._ended = True
             if event.outcome == "granted":
+                self._granted = True
                 self._leave_queue()
-                self._say("connection_create_end" if self._dial else "connection_reuseconn")
+        elif isinstance(event, events.Reused):
+            self._reused = True
+            self._say("connection_reuseconn")
         else:
             self._hear_of_names(event)
 
     def _still_queued(self) -> None:
-        if not self._dial and not self._ended:
+        if not self._dials and not self._ended:
             self._queueing = True
             self._say("connection_queued_start")
 
