@@ -29,6 +29,7 @@ PACKAGE = ROOT / "trioconn"
 
 # A module imports only what stands above it. This is the tree of docs/design.md, read from top to bottom.
 ORDER = """
+    _values
     _errors
     _names
     _route
@@ -91,6 +92,7 @@ ORDER = """
 
 # Those that decide and do no I/O: they do not import trio. (`_errors` does, for the classes that its own derive from.)
 PURE = {
+    "_values",
     "_names",
     "_route",
     "_proxy",

@@ -29,6 +29,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeAlias, cast, fina
 import trio
 from trio.lowlevel import enable_ki_protection
 
+from ._values import Value
+
 if TYPE_CHECKING:
     from ._pool import Record
     from ._route import Route
@@ -39,8 +41,8 @@ Place: TypeAlias = tuple[CodeType, int]
 """Where a lease was taken: code and offset in it. Keeping the frame would keep all its locals alive."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TLSInfo:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class TLSInfo(Value):
     """One layer of TLS.
 
     Attributes:
@@ -62,8 +64,8 @@ class TLSInfo:
     session_reused: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ConnectionInfo:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class ConnectionInfo(Value):
     """What is known of a connection.
 
     Attributes:

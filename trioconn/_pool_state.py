@@ -12,6 +12,8 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any, Final, Generic, Literal, NamedTuple, TypeAlias, TypeVar
 
+from ._values import Value
+
 R = TypeVar("R", bound=Hashable)
 W = TypeVar("W", bound=Hashable)
 C = TypeVar("C")
@@ -29,38 +31,38 @@ pool closed, ``force_close``."""
 # ---- orders ----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Grant(Generic[R, W, C]):
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Grant(Value, Generic[R, W, C]):
     """Hand the connection of `record` to `waiter`, which is queued no longer."""
 
     waiter: W
     record: Record[R, C]
 
 
-@dataclass(frozen=True, slots=True)
-class Refuse(Generic[W]):
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Refuse(Value, Generic[W]):
     """Raise in `waiter`, which is queued no longer: the failure just reported, or that the connector is closed."""
 
     waiter: W
 
 
-@dataclass(frozen=True, slots=True)
-class Dial(Generic[R]):
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Dial(Value, Generic[R]):
     """Start `attempt`, and report its end by `Pool.dialed` or `Pool.dial_failed`."""
 
     route: R
     attempt: Attempt[R]
 
 
-@dataclass(frozen=True, slots=True)
-class Abort(Generic[R]):
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Abort(Value, Generic[R]):
     """Cancel `attempt`. Its end must be reported all the same: until then its slot is taken."""
 
     attempt: Attempt[R]
 
 
-@dataclass(frozen=True, slots=True)
-class Close(Generic[R, C]):
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Close(Value, Generic[R, C]):
     """Close the connection of `record`, which is counted no longer. At once: its slot may already be given away."""
 
     record: Record[R, C]

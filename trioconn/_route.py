@@ -24,6 +24,7 @@ from hmac import compare_digest
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, TypeAlias, cast
 
 from ._errors import InvalidTargetError, shown
+from ._values import Value
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -102,8 +103,8 @@ class Secret:
         return "Secret(…)"
 
 
-@dataclass(frozen=True, slots=True)
-class DefaultTrust:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class DefaultTrust(Value):
     """A context that this library makes: with the system's authorities, or verifying nothing."""
 
     verified: bool
@@ -160,8 +161,8 @@ def _policy(context: ssl.SSLContext) -> tuple[object, ...]:
 # First hops
 
 
-@dataclass(frozen=True, slots=True)
-class TCPHop:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class TCPHop(Value):
     """A TCP connection to `host`, raced over its addresses, bound to `local_addr` if given."""
 
     host: Host
@@ -169,22 +170,22 @@ class TCPHop:
     local_addr: tuple[str, int] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class UnixHop:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class UnixHop(Value):
     """A Unix socket: an absolute path, or a Linux abstract name that begins with NUL."""
 
     path: str
 
 
-@dataclass(frozen=True, slots=True)
-class PipeHop:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class PipeHop(Value):
     """A Windows named pipe."""
 
     path: str
 
 
-@dataclass(frozen=True, slots=True)
-class CustomHop:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class CustomHop(Value):
     """What a connector's own ``create_stream`` makes, TLS included."""
 
     host: Host | None
@@ -197,8 +198,8 @@ FirstHop: TypeAlias = TCPHop | UnixHop | PipeHop | CustomHop
 # Steps: each turns a stream into a stream. `hop` says whose step it is: a proxy's number, or TARGET.
 
 
-@dataclass(frozen=True, slots=True)
-class TLSStep:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class TLSStep(Value):
     """A TLS handshake with a proxy or with the target.
 
     `server_name` is used for SNI and for verification: an A-label or an IP address, None for neither. `alpn` is
@@ -212,8 +213,8 @@ class TLSStep:
     hop: int = TARGET
 
 
-@dataclass(frozen=True, slots=True)
-class ConnectStep:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class ConnectStep(Value):
     """An HTTP CONNECT to `host`:`port`. `headers` are for the proxy alone and hold its login, if it has one."""
 
     host: Host
@@ -223,8 +224,8 @@ class ConnectStep:
     hop: int
 
 
-@dataclass(frozen=True, slots=True)
-class SocksStep:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class SocksStep(Value):
     """A SOCKS request for `host`:`port`. Only `socks5` resolves the name here; the others let the proxy do it."""
 
     kind: Literal["socks4a", "socks5", "socks5h"]
@@ -237,8 +238,8 @@ class SocksStep:
 Step: TypeAlias = TLSStep | ConnectStep | SocksStep
 
 
-@dataclass(frozen=True, slots=True)
-class Hop:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Hop(Value):
     """A proxy as a route holds it, fit to be shown: no login, no headers."""
 
     scheme: str

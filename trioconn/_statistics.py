@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ._values import Value
+
 if TYPE_CHECKING:
     from ._route import Endpoint, Route
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HostStatistics:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class HostStatistics(Value):
     """The present state of one endpoint; the fields mean what those of `ConnectorStatistics` do."""
 
     open: int
@@ -22,8 +24,8 @@ class HostStatistics:
     oldest_wait: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ConnectorStatistics:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class ConnectorStatistics(Value):
     """The present state of a connector and its totals, as ``connector.statistics()`` returns them.
 
     Attributes:
@@ -61,8 +63,8 @@ class ConnectorStatistics:
     hosts: Mapping[Endpoint, HostStatistics]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LeaseInfo:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class LeaseInfo(Value):
     """A lease that is held at this moment.
 
     Attributes:
