@@ -28,7 +28,7 @@ def measure(*, quick: bool) -> list[Comparison]:
         contenders = {OURS: _ours, FLOOR: _floor, SHARED: _shared, "aiohttp": _aiohttp}
         if tasks == 1_000:
             contenders["httpcore2 (with h11)"] = _httpcore2
-        rounds = 5 if quick or tasks > 10_000 else 15
+        rounds = 3 if tasks > 10_000 else 5 if quick else 11
         samples = in_turn({name: _bound(f, tasks) for name, f in contenders.items()}, rounds)
         rows.append(Comparison(ITEM, f"{tasks:,} tasks".replace(",", " "), "µs", samples, FLOOR, TARGET))
     if not quick:

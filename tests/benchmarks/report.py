@@ -21,7 +21,8 @@ round has a turn of every contender, so that a noisy moment hits all. Remake it 
 
 What never waits is measured in CPU time of the thread, the rest by the clock. A figure is the median of the rounds,
 with the quartiles in brackets; where *best* is said, the best round. The ratio is the median of the rounds' own ratios.
-Absolute figures say more about the machine than about anybody's code: look at the ratios.
+Absolute figures say more about the machine than about anybody's code: look at the ratios. The race of addresses has a
+page of its own, made by `nox -s lab`: `docs/happy-eyeballs.md`.
 """
 
 _STYLE = """
