@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import trioconn
@@ -218,7 +218,7 @@ KINDS: dict[str, tuple[Callable[..., None], tuple[st.SearchStrategy[Any], ...]]]
 def fuzz(kind: str, count: int) -> None:
     check, strategies = KINDS[kind]
 
-    @settings(max_examples=count, deadline=None)
+    @settings(max_examples=count, deadline=None, suppress_health_check=[HealthCheck.too_slow])
     @given(st.tuples(*strategies))
     def run(arguments: tuple[Any, ...]) -> None:
         check(*arguments)
