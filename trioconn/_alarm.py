@@ -98,8 +98,9 @@ class Impatience:
         if not pool.waiting:
             return
         oldest = pool.oldest_wait(now)
-        if oldest < self._patience:
-            self.due = now + self._patience - oldest
+        due = now + (self._patience - oldest)
+        if due > now:  # not `oldest < patience`: what is missing may be less than the clock can tell
+            self.due = due
             return
         self.due = now + _WARNING_INTERVAL
         if pool.idle or pool.connecting:

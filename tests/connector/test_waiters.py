@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,7 @@ import trio
 import trio.testing
 
 import trioconn
+from trioconn._alarm import Impatience
 from trioconn.testing import Fail, FakeNetwork, Hang, Succeed
 
 from .common import A, B, check_clean, counts, settle
@@ -668,3 +670,19 @@ async def test_new_once_only(scripted: Scripted) -> None:
         await settle()
         assert connector.dials == 2 and not got(waits).reused
         got(waits).release()
+
+
+def test_the_warning_never_plans_to_look_again_at_this_very_moment() -> None:
+    """Less may be missing than the clock can tell; the timer would ring for ever, and virtual time would stand still."""
+
+    class Pool:
+        waiting, idle, connecting, leased = 1, 1, 0, 1
+
+        def oldest_wait(self, now: float) -> float:
+            return math.nextafter(4.0, 0.0)
+
+    impatience = Impatience(Pool(), 4.0)  # type: ignore[arg-type]
+    now = 1e6
+    impatience.somebody_waits(now - 4.0)
+    impatience.look(now)
+    assert impatience.due > now
