@@ -673,7 +673,7 @@ async def test_new_once_only(scripted: Scripted) -> None:
 
 
 def test_the_warning_never_plans_to_look_again_at_this_very_moment() -> None:
-    """Less may be missing than the clock can tell; the timer would ring for ever, and virtual time would stand still."""
+    """Less may be missing than the clock can tell: the timer would ring for ever while virtual time stands still."""
 
     class Pool:
         waiting, idle, connecting, leased = 1, 1, 0, 1
