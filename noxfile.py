@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,11 +55,19 @@ def lowest_versions(requirements: Iterable[str]) -> list[str]:
     return [requirement.replace(">=", "==") for requirement in requirements if ">=" in requirement]
 
 
+def run_tests(session: nox.Session, *args: str) -> None:
+    """pytest, with the system's own folder for temporary files.
+
+    Those of nox are too deep for the path of a Unix socket, and may be closed to other users, as which nginx works.
+    """
+    session.run("python", "-m", "pytest", *args, env={"TMPDIR": tempfile.gettempdir()})
+
+
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
     """The tests, on every Python that is found."""
     session.install("-e", ".[all]", *group("test"))
-    session.run("python", "-m", "pytest", *session.posargs)
+    run_tests(session, *session.posargs)
 
 
 @nox.session(python=OLDEST)
@@ -77,7 +86,7 @@ def lowest(session: nox.Session, of: str) -> None:
     constraints = Path(session.create_tmp(), f"lowest-{of}.txt")
     constraints.write_text("\n".join(lowest_versions(wanted)) + "\n", encoding="utf-8")
     session.install(what, *group("test"), "-c", str(constraints))
-    session.run("python", "-m", "pytest", *session.posargs)
+    run_tests(session, *session.posargs)
 
 
 @nox.session(python=OLDEST)
@@ -85,7 +94,7 @@ def coverage(session: nox.Session) -> None:
     """The tests under coverage, with branches."""
     session.install("-e", ".[all]", *group("coverage"))
     session.run("coverage", "erase")
-    session.run("coverage", "run", "-m", "pytest", *session.posargs)
+    session.run("coverage", "run", "-m", "pytest", *session.posargs, env={"TMPDIR": tempfile.gettempdir()})
     session.run("coverage", "combine")
     session.run("coverage", "report")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -338,6 +339,7 @@ async def test_cancelled_waiters_leave_nothing(scripted: Scripted) -> None:
 
 @pytest.mark.case("aiohttp#1821")
 @pytest.mark.case("httpcore#1035")
+@pytest.mark.skipif(sys.platform == "win32", reason="the clock of a process is too coarse there")
 async def test_the_cost_of_a_wait_does_not_grow_with_the_queue(scripted: Scripted) -> None:
     async def per_wait(n: int) -> float:
         async with scripted(limit=1) as connector:
