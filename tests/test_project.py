@@ -266,7 +266,7 @@ def test_is_documented(module: str, name: str) -> None:
     try:
         thing = importlib.import_module(dotted)
     except ImportError as error:
-        # A missing library is answered with the extra that brings it; `trioconn.aio` does so before its parts are imported.
+        # A missing library is answered with the extra that brings it; parts of `trioconn.aio` leave that to the whole.
         if "trioconn[" not in str(error) and error.name not in EXTRAS:
             raise
         pytest.skip(str(error))
