@@ -134,7 +134,7 @@ class BaseConnector:
                 grace=min(grace, _CLEANUP_CLOSED_AFTER) if enable_cleanup_closed else grace,
                 harvest=self._harvester(),
             ),
-            Audience(observers),
+            Audience(observers, always=self._attentive),
         )
         self._maker = object()
         self._settings = self._planning()
@@ -412,7 +412,7 @@ class BaseConnector:
         held = record.connection
         held.code, held.offset = code, offset
         lease = Connection(shell, record, held)
-        if hearing or self._attentive or shell.audience.active:
+        if hearing or shell.audience.active:
             self._handed_out(record, route, hearing)
         return lease
 
@@ -445,7 +445,7 @@ class BaseConnector:
         held = record.connection
         held.code, held.offset = frame.f_code, frame.f_lasti
         lease = Connection(shell, record, held)
-        if hearing or self._attentive or audience.active:
+        if hearing or audience.active:
             self._handed_out(record, route, hearing)
         return lease
 
