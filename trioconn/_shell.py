@@ -412,23 +412,24 @@ class Shell:
             self.drop(record, "protocol")
             return
         now = self.clock()
-        released: events.Released | None = None
-        if self.audience.active:
-            released = events.Released(at=now, route=held.route, connection=held.number, leased=now - held.leased_at)
         if idle_for is None:
             orders = self.pool.released(record, now)
         else:
             usable = isinstance(idle_for, int | float) and idle_for > 0  # release() never raises; NaN is not usable
             orders = self.pool.released(record, now, idle_for=idle_for if usable else 0.0)
+        if self.audience.active:
+            self._tell_released(held, now, alone=orders is NOTHING)
         if orders is not NOTHING:
-            if released is not None:
-                self.audience.add(released)
             self.obey(orders)
-            return
-        if record.due < self._alarm.at:  # rarely: others became idle before it
+        elif record.due < self._alarm.at:  # rarely: others became idle before it
             self._arm()
-        if released is not None:
-            self.audience.tell_lease(released)
+
+    def _tell_released(self, held: Held, now: float, *, alone: bool) -> None:
+        event = events.Released(at=now, route=held.route, connection=held.number, leased=now - held.leased_at)
+        if alone:
+            self.audience.tell_lease(event)
+        else:
+            self.audience.add(event)  # told with what follows from it, when that has been done
 
     def _may_stay(self, held: Held) -> bool:
         """What there is to do for connections with TLS or a protocol."""
