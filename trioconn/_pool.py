@@ -180,13 +180,7 @@ class Pool(Books[R, W, C]):
             raise RuntimeError(f"released, but not leased: {record!r}")
         home = record.home
         due = now + self._keepalive
-        if (
-            self._hungry
-            or home.waiters is not None
-            or idle_for is not None
-            or record.expires < due
-            or self._retiring
-        ):
+        if self._hungry or home.waiters is not None or idle_for is not None or record.expires < due or self._retiring:
             return self._freed(record, now, due if idle_for is None else min(due, now + max(idle_for, 0.0)))
         record.state = IDLE
         record.ticket = None

@@ -270,7 +270,8 @@ def as_page(table: Any, libraries: list[str], seconds: Any, late: dict[str, Any]
         "",
         "Real kernels, real dead addresses: two network namespaces on one machine, see `tests/lab/lab.sh`.",
         "Remake it with `nox -s lab` (Linux, root). Every library gets the same addresses in the same order.",
-        "Milliseconds until the connection stood, medians; *error*: it ended in an error, which is right where no address is good.",
+        "Milliseconds until the connection stood, medians; *error*: it ended in an error, which is right where no",
+        "address is good.",
         "",
         f"Python {platform.python_version()}, "
         + ", ".join(f"{name} {version(name)}" for name in libraries if name != "asyncio"),

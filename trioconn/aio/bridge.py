@@ -251,7 +251,7 @@ class Call(Generic[T]):
         try:
             await self._future
         except BaseException:
-            await self.abandon()
+            await self.abandon()  # noqa: ASYNC102 - asyncio cancels once
             raise
         error, self._error = self._error, None
         if error is not None:

@@ -38,7 +38,7 @@ class Host:
         try:
             await asyncio.shield(self._entered)
         except asyncio.CancelledError:
-            await call.abandon()
+            await call.abandon()  # noqa: ASYNC102 - asyncio cancels once
             raise
         if call.ended:
             await call.wait()  # which raises what went wrong
@@ -63,7 +63,7 @@ class Host:
                     await Call(self._portal, self.connector.aclose, (abort_ssl,)).wait()
             finally:
                 self._portal.order(self._asked_to_leave.set)
-                await call.wait()
+                await call.wait()  # noqa: ASYNC102 - asyncio cancels once
         except trioconn.ConnectorClosedError:
             pass  # the run has ended, and the connector before it
 
@@ -89,7 +89,7 @@ class Connector:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._host is not None:
-            await self._host.leave()
+            await self._host.leave()  # noqa: ASYNC102 - asyncio cancels once
 
     async def connect(
         self, target: object, *, observers: Iterable[Callable[[trioconn.events.Event], object]] = (), **options: Any

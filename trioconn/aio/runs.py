@@ -103,14 +103,14 @@ async def guest() -> AsyncGenerator[Portal, None]:
         try:
             await run.start()
         except BaseException:
-            await _left(loop, run)
+            await _left(loop, run)  # noqa: ASYNC102 - asyncio cancels once
             raise
     else:
         run.users += 1
     try:
         yield run.portal
     finally:
-        await _left(loop, run)
+        await _left(loop, run)  # noqa: ASYNC102 - asyncio cancels once
 
 
 async def _left(loop: asyncio.AbstractEventLoop, run: _Guest) -> None:
