@@ -123,29 +123,31 @@ class Held:
         session_reused: bool,
         now: float,
     ) -> None:
-        self.stream = stream
-        self.raw = raw
+        self.stream: Any = stream
+        self.raw: trio.abc.Stream = raw
         self.is_clean: Callable[[], bool] = stream.probe
-        self.view = HalfCloseableLeasedStream if isinstance(stream, trio.abc.HalfCloseableStream) else LeasedStream
-        self.route = route
-        self.fd = fd
-        self.protocol = protocol
-        self.number = number
+        self.view: type[LeasedStream] = (
+            HalfCloseableLeasedStream if isinstance(stream, trio.abc.HalfCloseableStream) else LeasedStream
+        )
+        self.route: Route = route
+        self.fd: int = fd
+        self.protocol: Any = protocol
+        self.number: int = number
         self._info: ConnectionInfo | None = None
         self._local_address = local_address
         self._remote_address = remote_address
         self._tls = tls
         self._timings = tuple(timings.items())
-        self.session_reused = session_reused
-        self.harvested = not tls
-        self.plain = protocol is None and not tls
-        self.closed = False
-        self.created = now
+        self.session_reused: bool = session_reused
+        self.harvested: bool = not tls
+        self.plain: bool = protocol is None and not tls
+        self.closed: bool = False
+        self.created: float = now
         self.lease: weakref.ref[Connection] | None = None
-        self.leased_at = now
+        self.leased_at: float = now
         self.code: CodeType | None = None
-        self.offset = 0
-        self.stack = ""
+        self.offset: int = 0
+        self.stack: str = ""
 
     @property
     def info(self) -> ConnectionInfo:
@@ -206,7 +208,7 @@ class Connection:
         self._held = held
         self._view: weakref.ref[LeasedStream] | None = None
         self._callbacks: list[Callable[[], object]] | None = None
-        self.uses = record.uses
+        self.uses: int = record.uses
 
     @property
     def stream(self) -> LeasedStream:

@@ -106,15 +106,15 @@ class Record(Generic[R, C]):
     )  # fmt: skip
 
     def __init__(self, home: Home[R, Any, C], connection: C, created: float, dial_time: float, expires: float) -> None:
-        self.home = home
-        self.connection = connection
-        self.created = created
-        self.dial_time = dial_time
-        self.expires = expires
-        self.uses = 0
+        self.home: Home[R, Any, C] = home
+        self.connection: C = connection
+        self.created: float = created
+        self.dial_time: float = dial_time
+        self.expires: float = expires
+        self.uses: int = 0
         self.state: State = LEASED
-        self.idle_since = created
-        self.due = math.inf
+        self.idle_since: float = created
+        self.due: float = math.inf
         self.filed: float | None = None
         self.ticket: Ticket | None = None
         self.newer: Record[R, C] | None = None
@@ -191,14 +191,14 @@ class Home(Generic[R, W, C]):
     )  # fmt: skip
 
     def __init__(self, route: R, place: Place[R, W, C] | None) -> None:
-        self.route = route
-        self.place = place
-        self.open = 0
+        self.route: R = route
+        self.place: Place[R, W, C] | None = place
+        self.open: int = 0
         self.newest: Record[R, C] | None = None
         self.waiters: OrderedDict[W, Ticket] | None = None
         self.attempts: OrderedDict[Attempt[R], None] | None = None
-        self.aborting = 0
-        self.failed = False
+        self.aborting: int = 0
+        self.failed: bool = False
         self.rank: Rank | None = None
 
 
@@ -268,9 +268,9 @@ class Level(Generic[R, W, C]):
     __slots__ = ("aborting", "hungry", "idle", "limit", "open", "surplus")
 
     def __init__(self, limit: float) -> None:
-        self.limit = limit
-        self.open = 0
-        self.aborting = 0
+        self.limit: float = limit
+        self.open: int = 0
+        self.aborting: int = 0
         self.idle: OrderedDict[Record[R, C], None] = OrderedDict()
         self.hungry: Ranking[Home[R, W, C], Rank] = Ranking()
         self.surplus: Ranking[Home[R, W, C], int] = Ranking()
@@ -292,6 +292,6 @@ class Place(Level[R, W, C]):
 
     def __init__(self, endpoint: Hashable, limit: float) -> None:
         super().__init__(limit)
-        self.endpoint = endpoint
-        self.homes = 0
+        self.endpoint: Hashable = endpoint
+        self.homes: int = 0
         self.standing: Home[R, W, C] | None = None

@@ -16,8 +16,8 @@ try:
     import anyio
     import anyio.abc
     from anyio.streams.tls import TLSAttribute
-except ImportError as error:
-    raise ImportError("trioconn.anyio needs anyio: pip install 'trioconn[anyio]'") from error
+except ImportError as _error:
+    raise ImportError("trioconn.anyio needs anyio: pip install 'trioconn[anyio]'") from _error
 
 if TYPE_CHECKING:
     from trioconn import BaseConnector, Connection

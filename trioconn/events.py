@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 from ._route import Route
 
@@ -40,7 +40,7 @@ class Event:
             return NotImplemented
         return all(getattr(self, field.name) == getattr(other, field.name) for field in fields(self))
 
-    __hash__ = None  # type: ignore[assignment]  # they are not frozen
+    __hash__: ClassVar[None] = None  # type: ignore[assignment]  # they are not frozen
 
     def __repr__(self) -> str:
         shown = ", ".join(f"{field.name}={getattr(self, field.name)!r}" for field in fields(self))

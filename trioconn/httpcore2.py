@@ -20,8 +20,8 @@ from ._network_stream import LeasedNetworkStream, scope_for
 
 try:
     import httpcore2
-except ImportError as error:
-    raise ImportError("trioconn.httpcore2 needs httpcore2: pip install 'trioconn[httpcore2]'") from error
+except ImportError as _error:
+    raise ImportError("trioconn.httpcore2 needs httpcore2: pip install 'trioconn[httpcore2]'") from _error
 
 if TYPE_CHECKING:
     from trioconn import BaseConnector, Connection

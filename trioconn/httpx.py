@@ -14,8 +14,8 @@ from ._network_stream import LeasedNetworkStream
 try:
     import httpcore
     import httpx  # noqa: ASYNC127 - this module is for those who still use it
-except ImportError as error:
-    raise ImportError("trioconn.httpx needs httpx: pip install 'trioconn[httpx]'") from error
+except ImportError as _error:
+    raise ImportError("trioconn.httpx needs httpx: pip install 'trioconn[httpx]'") from _error
 
 if TYPE_CHECKING:
     from trioconn import BaseConnector
@@ -45,8 +45,8 @@ class Transport(TransportBase, httpx.AsyncBaseTransport):
     """
 
     library: ClassVar[ModuleType] = httpx
-    network_stream = NetworkStream
-    response_stream = _ResponseStream
+    network_stream: ClassVar[type[LeasedNetworkStream]] = NetworkStream
+    response_stream: ClassVar[type[ResponseStream]] = _ResponseStream
 
     def __init__(self, connector: BaseConnector | None = None, **connector_options: Any) -> None:
         super().__init__(connector, **connector_options)

@@ -9,11 +9,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ._httpx import ResponseStream, TransportBase
+from ._network_stream import LeasedNetworkStream
 
 try:
     import httpx2
-except ImportError as error:
-    raise ImportError("trioconn.httpx2 needs httpx2: pip install 'trioconn[httpx2]'") from error
+except ImportError as _error:
+    raise ImportError("trioconn.httpx2 needs httpx2: pip install 'trioconn[httpx2]'") from _error
 
 from .httpcore2 import NetworkStream
 
@@ -55,8 +56,8 @@ class Transport(TransportBase, httpx2.AsyncBaseTransport):
     """
 
     library: ClassVar[ModuleType] = httpx2
-    network_stream = NetworkStream
-    response_stream = _ResponseStream
+    network_stream: ClassVar[type[LeasedNetworkStream]] = NetworkStream
+    response_stream: ClassVar[type[ResponseStream]] = _ResponseStream
 
     def __init__(self, connector: BaseConnector | None = None, **connector_options: Any) -> None:
         super().__init__(connector, **connector_options)

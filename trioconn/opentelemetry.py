@@ -16,10 +16,10 @@ from trioconn import Route, events
 
 try:
     from opentelemetry import metrics
-except ImportError as error:
+except ImportError as _error:
     raise ImportError(
         "trioconn.opentelemetry needs opentelemetry-api: pip install 'trioconn[opentelemetry]'"
-    ) from error
+    ) from _error
 
 if TYPE_CHECKING:
     from opentelemetry.metrics import MeterProvider

@@ -51,7 +51,7 @@ class Portal:
         self.loop = loop
         self.step = step
         self.readiness = readiness
-        self.closed = False
+        self.closed: bool = False
         self._token: trio.lowlevel.TrioToken | None = None
         self._nursery: trio.Nursery | None = None
         self._asked_to_leave = trio.Event()

@@ -29,7 +29,7 @@ class Readiness:
     """
 
     def __init__(self, loop: Any = None) -> None:
-        self.watched_by_loop = loop is not None
+        self.watched_by_loop: bool = loop is not None
         self._loop = loop
         self._selector = selectors.DefaultSelector()
         fileno = getattr(self._selector, "fileno", None)

@@ -71,7 +71,7 @@ class FakeResolver(Resolver):
     def __init__(self) -> None:
         self.splits_families = True
         self.queries: list[tuple[str, int]] = []
-        self.closed = 0
+        self.closed: int = 0
         self._hosts: dict[str, tuple[list[str], Mapping[int, float], Exception | None, float | None]] = {}
 
     def add(
@@ -129,7 +129,7 @@ class FakeNetwork:
     """
 
     def __init__(self, nursery: trio.Nursery, *, ipv6: bool = True) -> None:
-        self.resolver = FakeResolver()
+        self.resolver: FakeResolver = FakeResolver()
         self.dialled: list[tuple[str, float]] = []
         self.peers: list[trio.SocketStream] = []
         self._nursery = nursery

@@ -89,8 +89,8 @@ class ScriptedConnector(BaseConnector):
         super().__init__(**connector_options)
         self.routes: list[Route] = []
         self.moments: list[float] = []
-        self.dialling = 0
-        self.most_open = 0
+        self.dialling: int = 0
+        self.most_open: int = 0
         self.streams: list[MemoryStream] = []
         self.peers: list[MemoryStream] = []
         self._script: Step | Iterator[Step] | Callable[[Route], Step]

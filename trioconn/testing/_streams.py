@@ -25,7 +25,7 @@ class _Direction:
 
     def __init__(self, capacity: float) -> None:
         self.capacity = capacity
-        self.data = bytearray()
+        self.data: bytearray = bytearray()
         self.ended = False
         self.deaf = False
         self.reset = False
@@ -51,8 +51,8 @@ class MemoryStream(trio.abc.HalfCloseableStream):
     """
 
     def __init__(self, incoming: _Direction, outgoing: _Direction) -> None:
-        self.probe_reason = ""
-        self.closed = False
+        self.probe_reason: str = ""
+        self.closed: bool = False
         self._incoming = incoming
         self._outgoing = outgoing
         self._receiving = False
