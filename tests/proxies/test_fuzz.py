@@ -240,6 +240,8 @@ def test_noise(noise: bytes, scheme: str) -> None:
     ids=["codec", "tunnel", "socks"],
 )
 def test_ten_thousand_answers(check: Callable[..., None], strategies: tuple[Any, ...], count: int) -> None:
+    import h11  # noqa: F401 - the first answer would import it, which is memory, too
+
     tracemalloc.start()
     try:
 
