@@ -9,6 +9,7 @@ import socket
 import ssl
 import sys
 import threading
+import weakref
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, Self
@@ -117,6 +118,19 @@ async def websocket(request: web.Request) -> web.WebSocketResponse:
     return ws
 
 
+class ServerLoop(asyncio.SelectorEventLoop):
+    """A loop that knows its transports: a server forgets those of connections whose client went while it accepted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.transports: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def _make_socket_transport(self, *args: Any, **options: Any) -> Any:
+        transport = super()._make_socket_transport(*args, **options)  # type: ignore[misc]
+        self.transports.add(transport)
+        return transport
+
+
 class WebServer:
     """An aiohttp server in a thread.
 
@@ -151,7 +165,7 @@ class WebServer:
         return f"{'https' if self._context else 'http'}://{host}:{self.port}{path}"
 
     def _work(self) -> None:
-        with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
+        with asyncio.Runner(loop_factory=ServerLoop) as runner:
             runner.run(self._serve())
 
     async def _busy(self, request: web.Request) -> web.Response:
@@ -188,11 +202,14 @@ class WebServer:
         await self._ended.wait()
         connections = runner.server
         await runner.cleanup()
+        assert isinstance(self._loop, ServerLoop)
         # Connections that the server accepts only now, or whose end it has not seen yet, must not outlive the loop.
         for _ in range(20):
             for connection in connections.connections if connections is not None else ():
                 if connection.transport is not None:
                     connection.transport.abort()
+            for transport in list(self._loop.transports):
+                transport.abort()
             await asyncio.sleep(0.001)
 
 
