@@ -23,11 +23,12 @@ import trio
 from .. import events
 from .._errors import AddressDeniedError, ConnectError, ProxyConnectError, ProxyError, Stage, TLSError
 from .._route import TARGET, ConnectStep, PipeHop, Route, SocksStep, Step, TCPHop, TLSStep, UnixHop
+from .foreign import close_now
 from .policy import judge
 from .tcp import TCPOptions, connect_tcp
 from .tls import TLSStream
 from .tls_sessions import SessionStore
-from .tls_step import close_forcefully, handshake
+from .tls_step import handshake
 from .unix import connect_unix
 from .windows_pipe import open_pipe
 
@@ -146,7 +147,7 @@ async def start_tls(stream: trio.abc.Stream, route: Route) -> trio.abc.Stream:
     try:
         await trio.lowlevel.checkpoint()
     except BaseException:
-        await close_forcefully(stream)  # noqa: ASYNC102 - waits for nobody
+        await close_now(stream)  # noqa: ASYNC102 - waits for nobody
         raise
     return stream
 

@@ -37,6 +37,15 @@ def poolable(stream: object) -> PoolableStream | None:
     return None
 
 
+async def close_now(stream: trio.abc.AsyncResource) -> None:
+    """Close without waiting for the peer, also where cancelled. For the ways out on which nobody will own it."""
+    if hasattr(stream, "close_nowait"):
+        cast("PoolableStream", stream).close_nowait()
+        return
+    with trio.CancelScope(shield=True):  # otherwise the error that is on its way out would become a Cancelled
+        await trio.aclose_forcefully(stream)
+
+
 def foreign_is_clean(stream: trio.abc.Stream) -> bool:
     """What can be said of a stream that is not ours: a readable `trio.SocketStream` is not clean."""
     return not (isinstance(stream, trio.SocketStream) and stream.socket.is_readable())

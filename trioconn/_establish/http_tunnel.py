@@ -13,6 +13,7 @@ import trio
 
 from .. import events
 from .._errors import ProxyConnectError, ProxyError, ProxyRefusedError
+from .foreign import close_now
 from .http_connect import ConnectExchange, Malformed, Opened, Refused
 from .sockets import RECEIVE_SIZE
 
@@ -135,15 +136,6 @@ class HalfCloseableLeftoverStream(LeftoverStream, trio.abc.HalfCloseableStream):
 
 class _Closable(Protocol):
     def close_nowait(self) -> None: ...
-
-
-async def close_now(stream: trio.abc.AsyncResource) -> None:
-    """Close without waiting for the peer, also where cancelled. For the ways out on which nobody will own it."""
-    if hasattr(stream, "close_nowait"):
-        cast("_Closable", stream).close_nowait()
-        return
-    with trio.CancelScope(shield=True):  # otherwise the error that is on its way out would become a Cancelled
-        await trio.aclose_forcefully(stream)
 
 
 async def open_tunnel(

@@ -23,7 +23,8 @@ import trio
 
 from .._errors import InvalidTargetError, ProxyConnectError, ProxyError, ProxyRefusedError, ResolveError
 from .._names import Host
-from .http_tunnel import close_now, report_end, report_start
+from .foreign import close_now
+from .http_tunnel import report_end, report_start
 
 if TYPE_CHECKING:
     from .._route import SocksStep

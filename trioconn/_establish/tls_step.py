@@ -18,7 +18,7 @@ import trio
 from .. import events
 from .._errors import CertificateError, FingerprintMismatchError, InvalidTargetError, TLSError
 from .._route import TARGET, Fingerprint, TLSStep
-from .sockets import SynchronousStream
+from .foreign import close_now
 from .tls import TLSStream
 from .tls_context import context_for
 from .tls_engine import is_eof
@@ -106,7 +106,7 @@ async def handshake(
         if report is not None:
             _report_success(tls, step, report)
     except BaseException as exc:
-        await close_forcefully(stream)  # noqa: ASYNC102 - waits for nobody
+        await close_now(stream)  # noqa: ASYNC102 - waits for nobody
         if isinstance(exc, Exception):
             if sessions is not None:
                 sessions.drop(key)
@@ -127,15 +127,6 @@ def _report_success(tls: TLSStream[trio.abc.Stream], step: TLSStep, report: even
         resumed=tls.session_reused,
         certificate=tls.getpeercert(binary_form=True),
     )
-
-
-async def close_forcefully(stream: trio.abc.Stream) -> None:
-    """Close `stream` without waiting for anybody, also inside a cancelled scope. Not always a checkpoint."""
-    lower: object = stream
-    if isinstance(lower, SynchronousStream):
-        lower.close_nowait()
-    else:
-        await trio.aclose_forcefully(stream)
 
 
 async def _shake(
