@@ -380,7 +380,7 @@ class BaseConnector:
           RuntimeError: the connector was not entered, or this is another run.
         """
         shell = self._shell
-        if shell.closed or current_trio_token() is not shell.token or shell.audience.telling:
+        if shell.audience.active or current_trio_token() is not shell.admits:
             self._check_open()
         # The test for the hot path, here and in connect_nowait: a route of ours that nothing can have changed.
         if type(target) is Route and not options and target.maker is self._maker and not target.contexts:
@@ -430,8 +430,8 @@ class BaseConnector:
           RuntimeError: the connector was not entered, or this is another run.
         """
         shell = self._shell
-        audience = shell.audience
-        if shell.closed or current_trio_token() is not shell.token or audience.telling:
+        watched = shell.audience.active
+        if watched or current_trio_token() is not shell.admits:
             self._check_open()
         if type(target) is Route and not options and target.maker is self._maker and not target.contexts:
             route = target
@@ -445,7 +445,7 @@ class BaseConnector:
         held = record.connection
         held.code, held.offset = frame.f_code, frame.f_lasti
         lease = Connection(shell, record, held)
-        if hearing or audience.active:
+        if hearing or watched:
             self._handed_out(record, route, hearing)
         return lease
 

@@ -148,6 +148,7 @@ class Shell:
         self.thread = 0
         self.clock: Callable[[], float] = trio.current_time
         self.token: trio.lowlevel.TrioToken | None = None
+        self.admits: trio.lowlevel.TrioToken | None = None  # the run in which leases can be had: none once closed
         self.created = self.reused = self.resumed = self.aborted = 0
         self.failed: Counter[str] = Counter()
         self.closed_by: Counter[str] = Counter()
@@ -177,7 +178,7 @@ class Shell:
         self._manager = trio.open_nursery()
         nursery: trio.Nursery = await self._manager.__aenter__()
         self._nursery = nursery
-        self.token = trio.lowlevel.current_trio_token()
+        self.token = self.admits = trio.lowlevel.current_trio_token()
         self.thread = threading.get_ident()
         # Of this run's clock: half of what trio.current_time() takes, which looks for the run first.
         self.clock = trio.lowlevel.current_clock().current_time
@@ -228,6 +229,7 @@ class Shell:
         if self.closed:
             return
         self.closed = True
+        self.admits = None
         polite = polite and self.habits.grace > 0
         now = trio.current_time()
         leased = list(self.pool.leases())

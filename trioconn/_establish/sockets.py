@@ -69,6 +69,8 @@ class SynchronousStream(Protocol):
 
 
 _UNSENT_MOST: Final = 2**14  # trio's choice; see TCP_NOTSENT_LOWAT in its socket stream (python-trio/trio#72)
+_SENDING: Final = 1 << 16  # what `SocketStream._unclean` is made of, besides a count
+_SPOILED: Final = 1 << 17
 _CLOSED_ERRNOS: Final = frozenset({errno.EBADF, errno.ENOTSOCK})  # Unix, Windows
 
 
@@ -104,11 +106,13 @@ class SocketStream(trio.abc.HalfCloseableStream):
         self.socket = trio.socket.from_stdlib_socket(sock)
         self.probe_reason = ""
         self._sock = sock
-        self._receivers = 0  # tasks inside receive_some; more than one only until the second has to wait
-        self._sending = False  # whether a task is inside send_all, send_eof or wait_send_all_might_not_block
-        self._spoiled = ""  # why this socket can never be clean again although it may look so
+        # All that keeps a probe from being true, in one number, as a probe is a good part of what a lease costs: tasks
+        # inside receive_some (more than one only until the second has to wait), _SENDING while one is inside send_all,
+        # send_eof or wait_send_all_might_not_block, _SPOILED if the socket may look clean and can never be so again.
+        self._unclean = 0
+        self._spoiled = ""  # why
         self._reset: OSError | None = None  # a probe met it; the system tells an error once, and then says "end"
-        self._is_ready: Callable[[int], list[tuple[int, int]]] | None = None
+        self._is_ready: Callable[[int], object] = _perhaps
         if hasattr(select, "poll"):
             poll = select.poll()
             poll.register(sock, select.POLLIN)  # errors and hang-ups are always reported
@@ -151,12 +155,12 @@ class SocketStream(trio.abc.HalfCloseableStream):
                     await self._send(octets)
         except BaseException as exc:
             if begun:
-                self._spoiled = self._spoiled or "error"  # a part may be under way
+                self._spoil("error")  # a part may be under way
             if isinstance(exc, OSError):
                 raise _translated(exc) from exc  # noqa: ASYNC104 - it is an OSError here
             raise
         finally:
-            self._sending = False
+            self._unclean ^= _SENDING
 
     async def _send(self, data: bytes | memoryview) -> None:
         """Send `data`, beginning without a wait, as nearly always all of it fits."""
@@ -183,9 +187,13 @@ class SocketStream(trio.abc.HalfCloseableStream):
                         pass
 
     def _begin_sending(self) -> None:
-        if self._sending:
+        if self._unclean & _SENDING:
             raise trio.BusyResourceError("another task is currently sending data on this SocketStream")
-        self._sending = True
+        self._unclean |= _SENDING
+
+    def _spoil(self, reason: str) -> None:
+        self._unclean |= _SPOILED
+        self._spoiled = self._spoiled or reason
 
     async def wait_send_all_might_not_block(self) -> None:
         """Wait until the system would take more bytes. Raises as `send_all`."""
@@ -198,7 +206,7 @@ class SocketStream(trio.abc.HalfCloseableStream):
             except OSError as exc:
                 raise _translated(exc) from exc
         finally:
-            self._sending = False
+            self._unclean ^= _SENDING
 
     async def send_eof(self) -> None:
         """Say that nothing more will be sent; receiving goes on. May be repeated. Raises as `send_all`."""
@@ -206,13 +214,13 @@ class SocketStream(trio.abc.HalfCloseableStream):
         try:
             await checkpoint()
             if not self.socket.did_shutdown_SHUT_WR:
-                self._spoiled = self._spoiled or "closed"
+                self._spoil("closed")
                 try:
                     self.socket.shutdown(stdlib.SHUT_WR)
                 except OSError as exc:
                     raise _translated(exc) from exc
         finally:
-            self._sending = False
+            self._unclean ^= _SENDING
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Receive what is there, at least a byte and at most `max_bytes` (64 KiB); ``b""`` at the end of the stream.
@@ -230,7 +238,7 @@ class SocketStream(trio.abc.HalfCloseableStream):
         elif max_bytes < 1:
             raise ValueError("max_bytes must be >= 1")
         sock = self._sock
-        self._receivers += 1
+        self._unclean += 1
         try:
             await checkpoint_if_cancelled()
             if self._reset is not None:
@@ -251,7 +259,7 @@ class SocketStream(trio.abc.HalfCloseableStream):
         except OSError as exc:
             raise _translated(exc) from exc
         finally:
-            self._receivers -= 1
+            self._unclean -= 1
 
     def _raise_reset(self) -> NoReturn:
         if self._sock.fileno() == -1:
@@ -270,28 +278,27 @@ class SocketStream(trio.abc.HalfCloseableStream):
 
         A send that did not finish and `send_eof` spoil it for good. Costs about half a microsecond, and never blocks.
         """
-        sock = self._sock
-        if self._receivers or self._sending:
-            self.probe_reason = "in use"
-        elif sock.fileno() == -1:  # before the poll object: the number may be someone else's by now
-            self.probe_reason = "closed"
-        elif self._spoiled:
-            self.probe_reason = self._spoiled
-        elif self._is_ready is not None and not self._is_ready(0):
+        # The number before the poll object: it may be someone else's by now.
+        if not self._unclean and self._sock.fileno() != -1 and not self._is_ready(0):
             return True
-        else:
-            self.probe_reason = self._what_is_there()
+        self.probe_reason = self._why_not_clean()
         return not self.probe_reason
 
-    def _what_is_there(self) -> str:
-        """Why the socket is readable, by a look that takes nothing from its reader; empty if it is not readable."""
-        try:
+    def _why_not_clean(self) -> str:
+        """What `probe_reason` has to say; empty if there is nothing to say."""
+        if self._unclean & ~_SPOILED:
+            return "in use"
+        if self._sock.fileno() == -1:
+            return "closed"
+        if self._spoiled:
+            return self._spoiled
+        try:  # a look that takes nothing from the reader
             data = self._sock.recv(1, stdlib.MSG_PEEK)
         except BlockingIOError:
             return ""
         except OSError as exc:
             self._reset = exc.with_traceback(None)
-            self._spoiled = "server closed"
+            self._spoil("server closed")
             return "server closed"
         return "stray bytes" if data else "server closed"
 
@@ -304,7 +311,7 @@ class SocketStream(trio.abc.HalfCloseableStream):
           trio.BrokenResourceError: the connection broke.
           trio.ClosedResourceError: this stream was closed.
         """
-        if self._receivers:
+        if self._unclean & ~(_SENDING | _SPOILED):
             raise trio.BusyResourceError("another task is currently receiving data on this SocketStream")
         if self._reset is not None:
             self._raise_reset()
@@ -323,7 +330,7 @@ class SocketStream(trio.abc.HalfCloseableStream):
           trio.BrokenResourceError: the connection broke.
           trio.ClosedResourceError: this stream was closed, or `send_eof` was called.
         """
-        if self._sending:
+        if self._unclean & _SENDING:
             raise trio.BusyResourceError("another task is currently sending data on this SocketStream")
         if self.socket.did_shutdown_SHUT_WR:
             raise trio.ClosedResourceError("nothing can be sent after send_eof()")
@@ -361,6 +368,11 @@ class SocketStream(trio.abc.HalfCloseableStream):
         if buffersize == 0:
             return self._sock.getsockopt(level, option)
         return self._sock.getsockopt(level, option, buffersize)
+
+
+def _perhaps(timeout: int) -> bool:
+    """For systems without poll: whether something can be read is not known without a look."""
+    return True
 
 
 def _translated(exc: OSError) -> Exception:
