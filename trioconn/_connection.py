@@ -221,7 +221,7 @@ class Connection:
           trio.ClosedResourceError: the lease is over.
         """
         if self._record is None:
-            raise trio.ClosedResourceError("this lease is over: connect again")
+            raise trio.ClosedResourceError(_OVER)
         view = None if self._view is None else self._view()
         if view is None:
             view = self._held.view(self._held.stream, self)
@@ -419,13 +419,16 @@ def place(where: Place | None) -> str:
     return f"{code.co_filename}:{line or code.co_firstlineno}"
 
 
+_OVER = "this lease is over: connect again"
+
+
 async def _refuse() -> NoReturn:
     await trio.lowlevel.checkpoint()
-    raise trio.ClosedResourceError("this lease is over: connect again")
+    raise trio.ClosedResourceError(_OVER)
 
 
-class _Ended(trio.abc.HalfCloseableStream):
-    """What a view shows once its lease is over."""
+class _Ended:
+    """What a view shows once its lease is over, also to a stream on top of it. Closing is the view's own affair."""
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         await _refuse()
@@ -439,8 +442,17 @@ class _Ended(trio.abc.HalfCloseableStream):
     async def send_eof(self) -> None:
         await _refuse()
 
-    async def aclose(self) -> None:
-        await trio.lowlevel.checkpoint()
+    def send_nowait(self, data: bytes | bytearray | memoryview) -> int:
+        raise trio.ClosedResourceError(_OVER)
+
+    def receive_nowait(self, max_bytes: int) -> bytes | bytearray:
+        raise trio.ClosedResourceError(_OVER)
+
+    def probe(self) -> bool:
+        return False
+
+    def fileno(self) -> int:
+        return -1
 
 
 _ENDED = _Ended()

@@ -132,6 +132,14 @@ async def test_use_after_the_end(end: str, scripted: Scripted) -> None:
             await stream.receive_some()
         with pytest.raises(trio.ClosedResourceError):
             await stream.send_all(b"x")
+        # A stream on top of it, or an adapter that was not told, must get a trio error and not an AttributeError.
+        view: Any = stream
+        with pytest.raises(trio.ClosedResourceError):
+            view.receive_nowait(1)
+        with pytest.raises(trio.ClosedResourceError):
+            view.send_nowait(b"x")
+        assert (view.probe(), view.fileno()) == (False, -1)
+        await stream.aclose()
         assert lease.info.number == 1 and lease.route.host == "a.test" and lease.key is lease.route
         assert (lease.uses, lease.reused, lease.session_reused, lease.forwarded) == (1, False, False, False)
         assert lease.proxy_headers == () and lease.protocol is None
