@@ -56,6 +56,7 @@ ORDER = """
     _establish.windows_calls
     _establish.windows_pipe_stream
     _establish.windows_pipe
+    _establish.named_pipe
     _establish.http_connect
     _establish.tls_context
     _establish.tls_engine
@@ -71,6 +72,8 @@ ORDER = """
     _connection
     _attempt
     _alarm
+    _crew
+    _waiter
     _shell
     _connector
     _connectors

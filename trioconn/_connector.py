@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from ._observing import Observer
     from ._proxy import Headers
     from ._route import Endpoint, Isolation
-    from ._shell import AnyRecord
+    from ._waiter import AnyRecord
 
 
 class RouteOptions(TypedDict, total=False):

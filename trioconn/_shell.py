@@ -2,36 +2,30 @@
 
 Theory of operation
 -------------------
-The shell owns one nursery. In it live the attempts, the polite closings, one task that keeps time and one that watches
-idle connections. It carries facts to the pool and the pool's orders back:
+In the connector's nursery (`_crew.py`) live the attempts, the polite closings, one task that keeps time and one that
+watches idle connections. The shell starts them, carries facts to the pool, and the pool's orders back:
 
 * Between a fact and its orders there is no ``await``. trio runs one task at a time, so there is nothing to lock.
 * These stretches run under KeyboardInterrupt protection: an interrupt arrives at a checkpoint, never between a fact and
   its orders.
-* A waiter is its task, parked, and woken once. (A memory channel for each would do as well, and was a third of what a
-  queued lease costs.) The grant itself stands on the waiter, so that a grant and a cancellation that meet in one tick
-  cannot lose the connection: whoever leaves the queue looks whether it was granted something, and gives it back before
-  anything else can happen.
+* A grant stands on the waiter (`_waiter.py`): whoever leaves the queue looks whether there is one, and gives it back
+  before anything else can happen.
 * A connection is probed when it is released, when it is handed out, and when a waiter that was granted one resumes,
   each time in the same stretch in which it changes hands.
-
-The nursery encloses the body of ``async with connector``, whose exceptions must come out bare. So the body's exception
-is never given to the nursery, and nothing that runs in the nursery raises for anybody's mistake.
 """
 
 from __future__ import annotations
 
-import contextvars
 import logging
 import math
 import random
 import threading
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import trio
 from trio.lowlevel import enable_ki_protection
@@ -40,55 +34,19 @@ from . import events
 from ._alarm import Alarm, Impatience
 from ._attempt import Dialler, ProtocolFactory, explained, make, timed_out
 from ._connection import Held
+from ._crew import Crew, can_say_goodbye, close_foreign, say_goodbye
 from ._errors import ConnectError, ConnectorClosedError, replica
 from ._establish.dial import Dialling
 from ._observing import Audience, Observer
-from ._pool import NOTHING, Abort, Attempt, Close, Dial, Grant, Order, Pool, Record
+from ._pool import NOTHING, Abort, Attempt, Close, Dial, Grant, Order, Pool
 from ._route import Route
+from ._waiter import AnyRecord, Waiter
 from ._watch import Watch
 
 logger = logging.getLogger("trioconn.connector")
 
-AnyRecord: TypeAlias = Record[Route, Held]
 AnyAttempt: TypeAlias = Attempt[Route]
 Orders: TypeAlias = "Iterable[Order[Route, Waiter, Held]]"
-
-_NOT_CLOSED = "the stream of a connection could not be closed: %s"
-
-
-class Waiter:
-    """A caller in the queue: what it waits for, and what it got."""
-
-    __slots__ = ("error", "number", "observers", "queued", "record", "route", "since", "task")
-
-    def __init__(self, route: Route, number: int, since: float, observers: Sequence[Observer]) -> None:
-        self.route = route
-        self.number = number
-        self.since = since
-        self.observers = observers
-        self.task: trio.lowlevel.Task | None = None  # while it is parked
-        self.queued = True
-        self.record: AnyRecord | None = None
-        self.error: BaseException | None = None
-
-    async def park(self) -> None:
-        """Wait until there is a record or an error. If this raises, there may be one nevertheless."""
-        if self.queued:
-            self.task = trio.lowlevel.current_task()
-            await trio.lowlevel.wait_task_rescheduled(self._unpark)
-        else:
-            await trio.lowlevel.checkpoint()
-
-    def _unpark(self, raise_cancel: object) -> trio.lowlevel.Abort:
-        self.task = None
-        return trio.lowlevel.Abort.SUCCEEDED
-
-    def wake(self) -> None:
-        """There is a record or an error."""
-        self.queued = False
-        if self.task is not None:
-            trio.lowlevel.reschedule(self.task)
-            self.task = None
 
 
 class Prewarm:
@@ -153,16 +111,12 @@ class Shell:
         self.failed: Counter[str] = Counter()
         self.closed_by: Counter[str] = Counter()
 
-        self._manager: Any = None
-        self._nursery: trio.Nursery | None = None
-        self._context: contextvars.Context | None = None
+        self.crew = Crew()
+
         self._watch: Watch[AnyRecord] | None = None
         self._alarm = Alarm()
         self._impatience = Impatience(pool, habits.connect_timeout)
         self._watcher = trio.CancelScope()
-        self._farewells: set[trio.CancelScope] = set()  # cancelled when closing has to be quick
-        self._busy = 0  # attempts and farewells, whose end `close` waits for
-        self._at_rest = trio.Event()
         self._runs: dict[AnyAttempt, Run] = {}
         # Waiters, dials and connections are counted each for itself: their numbers are for people.
         self._waiters = count(1)
@@ -175,14 +129,11 @@ class Shell:
     async def enter(self) -> trio.Nursery:
         """Open the nursery and start the two standing tasks."""
         self._watch = Watch()  # before the nursery: it may fail, for want of a descriptor
-        self._manager = trio.open_nursery()
-        nursery: trio.Nursery = await self._manager.__aenter__()
-        self._nursery = nursery
+        nursery = await self.crew.open()
         self.token = self.admits = trio.lowlevel.current_trio_token()
         self.thread = threading.get_ident()
         # Of this run's clock: half of what trio.current_time() takes, which looks for the run first.
         self.clock = trio.lowlevel.current_clock().current_time
-        self._context = contextvars.copy_context()
         nursery.start_soon(self._alarm.run, self._time_is_up, name="trioconn timer")
         nursery.start_soon(self._keep_watch, name="trioconn watch")
         return nursery
@@ -192,33 +143,22 @@ class Shell:
         try:
             self.shut_down(polite=polite)
             if not polite:
-                self._cut_short()
-            await trio.lowlevel.checkpoint()
-            while self._busy:
-                await self._at_rest.wait()
+                self.crew.cut_short()
+            await self.crew.rest()
         except BaseException:
-            self._cut_short()
+            self.crew.cut_short()
             raise
 
     @enable_ki_protection
     async def leave(self, leaving: BaseException | None) -> None:
         """Close what is left, end the nursery. `leaving` is what already comes out of the ``async with`` block."""
-        assert self._nursery is not None and self._watch is not None
-        self._nursery.cancel_scope.cancel()
+        assert self.crew.nursery is not None and self._watch is not None
+        self.crew.nursery.cancel_scope.cancel()
         try:
             self.shut_down(polite=False)
         finally:
             try:
-                # The body's exception is not given to the nursery, it would come out in a group. And nothing in the
-                # nursery raises; so all that can arrive here is a cancellation from outside, or an interrupt.
-                await self._manager.__aexit__(None, None, None)  # noqa: ASYNC102 - all it waits for is cancelled
-            except BaseExceptionGroup as group:
-                if leaving is None or isinstance(leaving, trio.Cancelled):
-                    # Were something to raise all the same, the body would have been cancelled by the nursery, and
-                    # nobody would ever catch that cancellation: what raised has to come out.
-                    errors = sorted(_leaves(group), key=lambda error: isinstance(error, trio.Cancelled))
-                    if leaving is None or not isinstance(errors[0], trio.Cancelled):
-                        raise errors[0] from None
+                await self.crew.leave(leaving)  # noqa: ASYNC102 - all it waits for is cancelled
             finally:
                 self.left = True
                 self._watch.close()
@@ -242,7 +182,7 @@ class Shell:
         for held in ending:
             if polite and can_say_goodbye(held.stream):
                 self._end(held, "closed")
-                self._start("trioconn farewell", partial(self._bid_farewell, held))
+                self.crew.start("trioconn farewell", partial(self.crew.bid_farewell, held.stream, self.habits.grace))
             else:
                 self._close(held, "closed")
         for record in leased:
@@ -252,23 +192,6 @@ class Shell:
         self.audience.tell()
         self._alarm.stop()
         self._watcher.cancel()
-
-    @enable_ki_protection
-    async def _bid_farewell(self, held: Held) -> None:
-        scope = trio.CancelScope()
-        self._farewells.add(scope)
-        try:
-            with scope:
-                await say_goodbye(held.stream, self.habits.grace)
-        except Exception:  # of a stream of somebody else's below
-            logger.exception(_NOT_CLOSED, held.route)
-        finally:
-            self._farewells.discard(scope)
-            held.stream.close_nowait()
-
-    def _cut_short(self) -> None:
-        for scope in self._farewells:
-            scope.cancel()
 
     # ---- handing out -------------------------------------------------------------------------------------------------
 
@@ -525,24 +448,7 @@ class Shell:
         run = self._runs[attempt] = Run(attempt, dialling)
         if self.audience.active:
             self.audience.add(events.DialStarted(at=dialling.started, route=route, dial=dialling.number))
-        self._start(f"trioconn dial {route}", partial(self._attempt, run))
-
-    def _start(self, name: str, f: Callable[[], Awaitable[None]]) -> None:
-        assert self._nursery is not None and self._context is not None
-        self._busy += 1
-        # Not in the context of whoever happened to ask: an attempt outlives that caller and serves others.
-        nursery = self._nursery
-        self._context.run(lambda: nursery.start_soon(self._counted, f, name=name))
-
-    @enable_ki_protection
-    async def _counted(self, f: Callable[[], Awaitable[None]]) -> None:
-        try:
-            await f()
-        finally:
-            self._busy -= 1
-            if not self._busy:
-                self._at_rest.set()
-                self._at_rest = trio.Event()
+        self.crew.start(f"trioconn dial {route}", partial(self._attempt, run))
 
     # ---- attempts ----------------------------------------------------------------------------------------------------
 
@@ -647,7 +553,7 @@ class Shell:
 
     def close_later(self, stream: trio.abc.Stream) -> None:
         """Have a task close a foreign stream that cannot be closed without one."""
-        self._start("trioconn farewell", partial(_close_foreign, stream))
+        self.crew.start("trioconn farewell", partial(close_foreign, stream))
 
     # ---- the standing tasks ------------------------------------------------------------------------------------------
 
@@ -671,31 +577,3 @@ class Shell:
                     held = record.connection
                     if record.state == "idle" and not held.is_clean():
                         self.drop(record, held.stream.probe_reason or "server closed")
-
-
-async def _close_foreign(stream: trio.abc.Stream) -> None:
-    try:
-        await trio.aclose_forcefully(stream)
-    except Exception:  # nobody waits for it, and nobody else must pay for it
-        logger.exception(_NOT_CLOSED, stream)
-
-
-def can_say_goodbye(stream: object) -> bool:
-    """Whether closing `stream` politely means anything: TLS has a close_notify to exchange, a plain socket has not."""
-    return hasattr(stream, "aclose_gracefully")
-
-
-async def say_goodbye(stream: Any, grace: float) -> None:
-    """Exchange close_notify for at most `grace` seconds, then close. The peer's troubles are its own."""
-    try:
-        await stream.aclose_gracefully(grace)
-    except (trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError, OSError):
-        pass
-
-
-def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
-    for error in group.exceptions:
-        if isinstance(error, BaseExceptionGroup):
-            yield from _leaves(cast("BaseExceptionGroup[BaseException]", error))
-        else:
-            yield error

@@ -17,7 +17,7 @@ def check_clean(connector: trioconn.BaseConnector) -> None:
     counts = connector.statistics()
     assert (counts.open, counts.leased, counts.idle, counts.connecting, counts.waiting) == (0, 0, 0, 0, 0), counts
     assert not counts.hosts
-    assert not connector._shell._runs and not connector._shell._busy
+    assert not connector._shell._runs and not connector._shell.crew.busy
     if isinstance(connector, ScriptedConnector):
         assert not connector.open_streams and not connector.dialling
 

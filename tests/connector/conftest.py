@@ -22,7 +22,7 @@ def scripted() -> Callable[..., AbstractAsyncContextManager[ScriptedConnector]]:
     async def make(*args: Any, **options: Any) -> AsyncIterator[ScriptedConnector]:
         connector = ScriptedConnector(*args, **options)
         async with connector:
-            nursery = connector._shell._nursery
+            nursery = connector._shell.crew.nursery
             assert nursery is not None
             yield connector
         assert not nursery.child_tasks

@@ -146,8 +146,8 @@ async def test_others_reach_the_waiter_unchanged(error: Exception, scripted: Scr
         with pytest.raises(type(error)) as caught:
             await connector.connect(A)
         assert caught.value is error and connector.statistics().failed == {"other": 1}
-        assert connector._shell._nursery is not None  # and the connector lives on
-        assert len(connector._shell._nursery.child_tasks) == 2
+        assert connector._shell.crew.nursery is not None  # and the connector lives on
+        assert len(connector._shell.crew.nursery.child_tasks) == 2
 
 
 @pytest.mark.case("anyio#809")

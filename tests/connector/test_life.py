@@ -395,7 +395,7 @@ async def test_a_cancelled_aclose_closes_all_the_same(
         assert trio.current_time() - start == (0 if abort else 2)
         assert connector.closed and connector.statistics().open == 0
         await settle()
-        assert not connector._shell._busy  # the farewells were cut short with it
+        assert not connector._shell.crew.busy  # the farewells were cut short with it
     assert trio.current_time() - start == (0 if abort else 2)
 
 

@@ -133,7 +133,7 @@ def test_the_whole_connector_cancelled_at_every_step(script: Succeed | Fail) -> 
             async with connector, trio.open_nursery() as nursery:
                 for n in range(5):
                     nursery.start_soon(use, n)
-        if connector._shell._nursery is not None:
+        if connector._shell.crew.nursery is not None:
             check_clean(connector)
 
     cancel_everywhere(scenario)
@@ -186,7 +186,7 @@ def test_tcp_and_tls_cancelled_at_every_step(
                         lease.release()
                     lease = await connector.connect("tls://a.example.test:443")
                     await lease.aclose()
-            if connector._shell._nursery is not None:
+            if connector._shell.crew.nursery is not None:
                 check_clean(connector)
             await settle()
             for peer in network.peers:
@@ -267,8 +267,8 @@ def test_keyboard_interrupt_inside_a_pool_operation(closing: bool) -> None:
 
     def check() -> None:
         connector = connectors.pop() if connectors else None
-        if connector is not None and connector._shell._nursery is not None:
-            assert not connector._shell._nursery.child_tasks
+        if connector is not None and connector._shell.crew.nursery is not None:
+            assert not connector._shell.crew.nursery.child_tasks
             assert not connector.open_streams and not connector.dialling
             assert connector._shell.closed and not connector._shell.pool.open and not connector._shell.pool.waiting
 

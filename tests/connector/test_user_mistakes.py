@@ -136,7 +136,7 @@ def test_an_accident_in_the_background_is_not_hidden_by_its_own_cancellation() -
 
     async def main() -> None:
         async with Connector(lambda: None) as connector:
-            nursery = connector._shell._nursery
+            nursery = connector._shell.crew.nursery
             assert nursery is not None
             nursery.start_soon(accident)
             await trio.sleep_forever()

@@ -431,8 +431,8 @@ class Program:
     def check_end(self) -> None:
         """The connector was left."""
         shell = self.connector._shell
-        assert shell._nursery is not None and not shell._nursery.child_tasks
-        assert not shell._runs and not shell._busy
+        assert shell.crew.nursery is not None and not shell.crew.nursery.child_tasks
+        assert not shell._runs and not shell.crew.busy
         statistics = self.connector.statistics()
         assert not statistics.open and not statistics.waiting and not statistics.hosts, statistics
         assert not self.world.live(), "a socket is left open"
