@@ -6,7 +6,7 @@ A map of the package, in the order in which a connection comes to be:
   all that is dialled from.
 * `_pool`: decides who gets which connection, what to open and what to close. Pure.
 * ``_establish``: a route becomes a stream: lookups, the race of addresses, tunnels, TLS.
-* `_shell`, `_attempt`, `_watch`: own the tasks, the timers and the sockets.
+* `_shell`, `_crew`, `_attempt`, `_watch`: own the tasks, the timers and the sockets.
 * `_connector`, `_connectors`, `_connection`: what users hold.
 * `events`, `testing`, `happyeyeballs`: public modules. The adapters for other libraries are imported by name.
 
