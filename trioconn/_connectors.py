@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import socket
+from abc import abstractmethod
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import trio
 
@@ -14,6 +15,7 @@ from ._connector import BaseConnector, check_count, check_optional_seconds, chec
 from ._establish.addresses import History
 from ._establish.dial import Kit, dial, tls_layers
 from ._establish.dns_cache import DNSCache
+from ._establish.named_pipe import check_pipe_path, require_named_pipes
 from ._establish.plan import (
     NETWORK_SCHEMES,
     ProxyOption,
@@ -29,7 +31,6 @@ from ._establish.system_resolver import SystemResolver
 from ._establish.tcp import TCPOptions
 from ._establish.tls_sessions import SessionStore
 from ._establish.unix import check_unix_path
-from ._establish.windows_pipe import check_pipe_path, require_named_pipes
 
 if TYPE_CHECKING:
     import ssl as ssl_module
@@ -235,7 +236,48 @@ class TCPConnector(_OwnConnector):
         self._lookups.clear(host)
 
 
-class UnixConnector(_OwnConnector):
+class _PathConnector(_OwnConnector):
+    """All its connections go to one path, which is that of a Unix socket or of a named pipe."""
+
+    _kind: ClassVar[Literal["unix", "npipe"]]
+
+    def __init__(
+        self,
+        path: str | bytes | os.PathLike[str],
+        *,
+        ssl: SSLOption = True,
+        verify_ssl: bool | None = None,
+        fingerprint: bytes | Fingerprint | None = None,
+        ssl_context: ssl_module.SSLContext | None = None,
+        ssl_shutdown_timeout: float | None = 0.25,
+        tls_sessions: bool = True,
+        **options: Any,
+    ) -> None:
+        self._path = self._judged(path)
+        super().__init__(
+            ssl=ssl,
+            verify_ssl=verify_ssl,
+            fingerprint=fingerprint,
+            ssl_context=ssl_context,
+            ssl_shutdown_timeout=ssl_shutdown_timeout,
+            tls_sessions=tls_sessions,
+            **options,
+        )
+
+    @abstractmethod
+    def _judged(self, path: Any) -> str:
+        """The path in its one form. Raises if this system has nothing of the kind, or the path is not one of it."""
+
+    def _planning(self) -> Settings:
+        return Settings(kind=self._kind, schemes=self.schemes, maker=self._maker, ssl=self._ssl, path=self._path)
+
+    @property
+    def path(self) -> str:
+        """The path of the socket, or of the pipe."""
+        return self._path
+
+
+class UnixConnector(_PathConnector):
     """A pool of connections to one Unix socket. It takes the options of `BaseConnector`, and those about TLS.
 
     All targets lead to the socket; host and port of a target say only whose name TLS verifies.
@@ -250,42 +292,15 @@ class UnixConnector(_OwnConnector):
     """
 
     schemes: ClassVar[frozenset[str]] = NETWORK_SCHEMES | {"unix"}
+    _kind = "unix"
 
-    def __init__(
-        self,
-        path: str | bytes | os.PathLike[str],
-        *,
-        ssl: SSLOption = True,
-        verify_ssl: bool | None = None,
-        fingerprint: bytes | Fingerprint | None = None,
-        ssl_context: ssl_module.SSLContext | None = None,
-        ssl_shutdown_timeout: float | None = 0.25,
-        tls_sessions: bool = True,
-        **options: Any,
-    ) -> None:
+    def _judged(self, path: Any) -> str:
         if not hasattr(socket, "AF_UNIX"):
             raise NotImplementedError("this system has no Unix sockets")
-        self._path = check_unix_path(path)
-        super().__init__(
-            ssl=ssl,
-            verify_ssl=verify_ssl,
-            fingerprint=fingerprint,
-            ssl_context=ssl_context,
-            ssl_shutdown_timeout=ssl_shutdown_timeout,
-            tls_sessions=tls_sessions,
-            **options,
-        )
-
-    def _planning(self) -> Settings:
-        return Settings(kind="unix", schemes=self.schemes, maker=self._maker, ssl=self._ssl, path=self._path)
-
-    @property
-    def path(self) -> str:
-        """The path of the socket."""
-        return self._path
+        return check_unix_path(path)
 
 
-class NamedPipeConnector(_OwnConnector):
+class NamedPipeConnector(_PathConnector):
     r"""A pool of connections to one Windows named pipe. It takes the options of `BaseConnector`, and those about TLS.
 
     While all instances of the pipe are busy an attempt waits, within ``connect_timeout``. The server may learn who we
@@ -302,6 +317,7 @@ class NamedPipeConnector(_OwnConnector):
     """
 
     schemes: ClassVar[frozenset[str]] = NETWORK_SCHEMES | {"npipe"}
+    _kind = "npipe"
 
     def __init__(
         self,
@@ -316,9 +332,9 @@ class NamedPipeConnector(_OwnConnector):
         tls_sessions: bool = True,
         **options: Any,
     ) -> None:
-        self._path = check_pipe_path(path, allow_remote=allow_remote)
-        require_named_pipes()
+        self._allow_remote = allow_remote
         super().__init__(
+            path,
             ssl=ssl,
             verify_ssl=verify_ssl,
             fingerprint=fingerprint,
@@ -328,10 +344,7 @@ class NamedPipeConnector(_OwnConnector):
             **options,
         )
 
-    def _planning(self) -> Settings:
-        return Settings(kind="npipe", schemes=self.schemes, maker=self._maker, ssl=self._ssl, path=self._path)
-
-    @property
-    def path(self) -> str:
-        """The path of the pipe."""
-        return self._path
+    def _judged(self, path: Any) -> str:
+        judged = check_pipe_path(path, allow_remote=self._allow_remote)
+        require_named_pipes()
+        return judged

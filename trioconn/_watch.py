@@ -41,7 +41,7 @@ class Watch(Generic[T]):
         self._changed = trio.Event()
         if sys.platform == "linux":
             self._poller = select.epoll()
-        elif hasattr(select, "kqueue"):  # pragma: no cover - not on Linux
+        elif hasattr(select, "kqueue"):  # pragma: no cover - macOS and the BSDs
             self._poller = select.kqueue()
 
     def add(self, fd: int, thing: T) -> None:
@@ -50,11 +50,11 @@ class Watch(Generic[T]):
             return
         self.forget(fd)  # if somebody closed a socket behind our back, its number may be here still
         self._things[fd] = thing
-        if self._poller is None:  # pragma: no cover - Windows
+        if self._poller is None:
             self._changed.set()
         elif sys.platform == "linux":
             self._poller.register(fd, select.EPOLLRDHUP | select.EPOLLET)
-        else:  # pragma: no cover - not on Linux
+        else:  # pragma: no cover - macOS and the BSDs
             event = select.kevent(
                 fd, select.KQ_FILTER_READ, select.KQ_EV_ADD | select.KQ_EV_CLEAR, select.KQ_NOTE_LOWAT, 2**30
             )
@@ -62,31 +62,31 @@ class Watch(Generic[T]):
 
     def forget(self, fd: int) -> None:
         """Watch `fd` no longer: it is about to be closed. Unknown ones are ignored."""
-        if self._things.pop(fd, None) is None:
+        if self._things.pop(fd, None) is None or self._poller is None:
             return
         try:
             if sys.platform == "linux":
                 self._poller.unregister(fd)
-            elif self._poller is not None:  # pragma: no cover - not on Linux
+            else:  # pragma: no cover - macOS and the BSDs
                 self._poller.control([select.kevent(fd, select.KQ_FILTER_READ, select.KQ_EV_DELETE)], 0)
         except OSError:
             pass  # somebody closed the socket behind our back, and the system watches it no longer
 
     async def wait(self) -> list[T]:
         """Wait until the peers of some have hung up, or may have; return these."""
-        if self._poller is None:  # pragma: no cover - Windows
+        if self._poller is None:
             return await self._wait_for_slice()
         while True:
             await trio.lowlevel.wait_readable(self._poller.fileno())
             if sys.platform == "linux":
                 fds = [fd for fd, _ in self._poller.poll(0, _MOST_PER_WAKE_UP)]
-            else:  # pragma: no cover - not on Linux
+            else:  # pragma: no cover - macOS and the BSDs
                 fds = [event.ident for event in self._poller.control([], _MOST_PER_WAKE_UP, 0)]
             things = [self._things[fd] for fd in fds if fd in self._things]
             if things:
                 return things
 
-    async def _wait_for_slice(self) -> list[T]:  # pragma: no cover - Windows
+    async def _wait_for_slice(self) -> list[T]:
         while not self._things:
             self._changed = trio.Event()
             await self._changed.wait()

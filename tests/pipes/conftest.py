@@ -19,12 +19,12 @@ from typing import Any
 
 import pytest
 
-from trioconn._establish import windows_pipe
+from trioconn._establish import named_pipe
 
 if sys.platform == "win32":
     import _winapi
 
-    from trioconn._establish.windows_pipe import PipeStream
+    from trioconn._establish.windows_pipe_stream import PipeStream
 
     kernel32 = ctypes.WinDLL("kernel32", use_last_error=True)
     kernel32.DisconnectNamedPipe.argtypes = [ctypes.c_void_p]
@@ -227,7 +227,7 @@ async def make_pair(path: str) -> AsyncIterator[MakePair]:
     async def make(**options: Any) -> tuple[PipeStream, PipeStream]:
         server = PipeStream(create_instance(path, overlapped=True, **options))
         made.append(server)
-        client: PipeStream = await windows_pipe.open_pipe(path)
+        client: PipeStream = await named_pipe.open_pipe(path)
         made.append(client)
         return client, server
 

@@ -14,8 +14,7 @@ import trio
 
 import trioconn._errors as errors
 from trioconn import events
-from trioconn._establish import windows_pipe
-from trioconn._establish.windows_pipe import open_pipe
+from trioconn._establish.named_pipe import open_pipe
 
 if TYPE_CHECKING:
     from trio.testing import MockClock
@@ -25,6 +24,7 @@ if sys.platform == "win32":
     import _winapi
 
     from trioconn._establish import windows_calls as calls
+    from trioconn._establish import windows_pipe
 
 Serve = Any  # the fixture; see conftest.py
 OUTBOUND = 2

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import trioconn._errors as errors
-from trioconn._establish.windows_pipe import check_pipe_path, open_pipe, require_named_pipes
+from trioconn._establish.named_pipe import check_pipe_path, open_pipe, require_named_pipes
 
 LONGEST_NAME = 256 - len(r"\\.\pipe\\"[:-1])
 

@@ -16,7 +16,7 @@ import pytest
 import trio
 import trio.testing
 
-from trioconn._establish.windows_pipe import open_pipe
+from trioconn._establish.named_pipe import open_pipe
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -147,8 +147,6 @@ def _scope(address: IPAddress) -> int:
     if isinstance(address, IPv4Address):
         number = int(address)
         return _LINK_LOCAL if number >> 24 == _LINK_LOCAL_V4[0] or number >> 16 == _LINK_LOCAL_V4[1] else _GLOBAL
-    if address.is_multicast:
-        return int(address) >> 112 & 0xF
     if address.is_link_local or address.is_loopback:
         return _LINK_LOCAL
     return _SITE_LOCAL if address.is_site_local else _GLOBAL

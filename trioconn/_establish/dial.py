@@ -24,13 +24,13 @@ from .. import events
 from .._errors import AddressDeniedError, ConnectError, ProxyConnectError, ProxyError, Stage, TLSError
 from .._route import TARGET, ConnectStep, PipeHop, Route, SocksStep, Step, TCPHop, TLSStep, UnixHop
 from .foreign import close_now
+from .named_pipe import open_pipe
 from .policy import judge
 from .tcp import TCPOptions, connect_tcp
 from .tls import TLSStream
 from .tls_sessions import SessionStore
 from .tls_step import handshake
 from .unix import connect_unix
-from .windows_pipe import open_pipe
 
 if TYPE_CHECKING:
     from .._names import Host
@@ -121,14 +121,11 @@ async def dial(kit: Kit, route: Route, dialling: Dialling) -> trio.abc.Stream:
     return await _over_one(open_pipe(first.path, report=dialling.report), kit, dialling)
 
 
-async def climb(
-    stream: trio.abc.Stream, kit: Kit, dialling: Dialling, progress: Progress | None = None
-) -> trio.abc.Stream:
+async def climb(stream: trio.abc.Stream, kit: Kit, dialling: Dialling, progress: Progress) -> trio.abc.Stream:
     """`stream` with every step of the route on top. Owns it from now on."""
     for number, step in enumerate(dialling.route.steps):
-        stream = await _take(step, stream, number, kit, dialling, 0 if progress is None else progress.index)
-        if progress is not None:
-            progress("tls" if isinstance(step, TLSStep) else "proxy")
+        stream = await _take(step, stream, number, kit, dialling, progress.index)
+        progress("tls" if isinstance(step, TLSStep) else "proxy")
     return stream
 
 
@@ -196,9 +193,8 @@ class _Alone:
     def __init__(self, dialling: Dialling) -> None:
         self._dialling = dialling
 
-    def __call__(self, stage: Stage | None = None) -> None:
-        if stage is not None:
-            self._dialling.report(events.AttemptProgressed, index=0, stage=stage)
+    def __call__(self, stage: Stage) -> None:
+        self._dialling.report(events.AttemptProgressed, index=0, stage=stage)
 
 
 async def _over_one(first: Awaitable[trio.abc.Stream], kit: Kit, dialling: Dialling) -> trio.abc.Stream:

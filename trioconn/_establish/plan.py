@@ -299,7 +299,7 @@ def _tunnels(proxies: tuple[Proxy, ...], host: Host | None, port: int | None, *,
     for number, proxy in enumerate(proxies):
         if proxy.scheme == "https":
             trust, pin = _trust(proxy.ssl)
-            yield TLSStep(trust, _checked_name(trust, proxy.server_hostname or proxy.host.server_name), (), pin, number)
+            yield TLSStep(trust, proxy.server_hostname or proxy.host.server_name, (), pin, number)
         if number + 1 < len(proxies):
             behind = proxies[number + 1]
             yield proxy.step(behind.host, behind.port, number)
@@ -385,12 +385,10 @@ def _tls(settings: Settings, options: Options, scheme: Scheme, host: Host | None
     trust, pin = _trust(option)
     if alpn and isinstance(trust, ContextTrust):
         raise TypeError("alpn_protocols is for contexts that we make: call set_alpn_protocols on your SSLContext")
-    name: str | None
     if options.server_hostname is not None:
-        name = parse_host(options.server_hostname).server_name
-    else:
-        name = None if host is None else host.server_name
-    return TLSStep(trust, _checked_name(trust, name), alpn, pin, TARGET)
+        host = parse_host(options.server_hostname)
+    assert host is not None  # every scheme with TLS needs a host
+    return TLSStep(trust, host.server_name, alpn, pin, TARGET)
 
 
 def _trust(option: SSLOption) -> tuple[Trust, bytes | None]:
@@ -408,14 +406,6 @@ def _context_trust(context: ssl_module.SSLContext) -> ContextTrust:
             "this SSLContext is for servers: make one with ssl.create_default_context(), without Purpose.CLIENT_AUTH"
         )
     return ContextTrust.of(context)
-
-
-def _checked_name(trust: Trust, name: str | None) -> str | None:
-    # `ssl` does not refuse this: the handshake then succeeds for any name under a trusted authority.
-    checks = trust.verified if isinstance(trust, DefaultTrust) else trust.context.check_hostname
-    if checks and name is None:
-        raise InvalidTargetError("the context checks host names and there is no name: give server_hostname=")
-    return name
 
 
 def _alpn(protocols: Sequence[str] | None) -> tuple[str, ...]:

@@ -77,7 +77,7 @@ class Progress(Protocol):
     """Says that an attempt got on, so that no other is started for its sake.
 
     Args:
-      stage: what it has finished, for observers; None: nothing that would interest them.
+      stage: what it has finished, for observers.
     """
 
     @property
@@ -85,7 +85,7 @@ class Progress(Protocol):
         """The number of the attempt in its race."""
         ...
 
-    def __call__(self, stage: Stage | None = None) -> None: ...
+    def __call__(self, stage: Stage) -> None: ...
 
 
 @trio.lowlevel.enable_ki_protection
@@ -119,9 +119,9 @@ class _Progress:
     """The `Progress` of one attempt."""
 
     index: int
-    tell: Callable[[Stage | None], None]
+    tell: Callable[[Stage], None]
 
-    def __call__(self, stage: Stage | None = None) -> None:
+    def __call__(self, stage: Stage) -> None:
         self.tell(stage)
 
 
@@ -354,10 +354,9 @@ class _FirstHop(Generic[R]):
                 raise self._explained(doing, address, error) from error  # noqa: ASYNC104 - it is an OSError here
             raise
 
-    def _progressed(self, me: Attempt, stage: Stage | None = None) -> None:
+    def _progressed(self, me: Attempt, stage: Stage) -> None:
         me.progressed()
-        if stage is not None:
-            self._tell(events.AttemptProgressed, me, stage=stage)
+        self._tell(events.AttemptProgressed, me, stage=stage)
 
     def _tell(self, event: type[events.AttemptEvent], me: Attempt, **fields: object) -> None:
         if self._report is not None:

@@ -106,11 +106,6 @@ class Engine:
         else:
             self._rest = at - size
 
-    @property
-    def at_eof(self) -> bool:
-        """Whether the transport has ended and all of it was read."""
-        return self._incoming.eof
-
     def read(self, limit: int) -> bytes | None:
         """Decrypt all that is there, up to `limit` bytes.
 
