@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import select
 import socket
 import struct
@@ -11,6 +12,7 @@ import pytest
 import trio
 import trio.testing
 
+from trioconn._establish import sockets
 from trioconn._establish.sockets import SocketStream
 
 
@@ -315,3 +317,123 @@ async def test_cancelled_then_closed_leaves_nothing(pair, autojump_clock) -> Non
     peer.settimeout(5)
     while peer.recv(2**20):
         pass
+
+
+# Systems that are old, sockets that are odd, wake-ups for nothing
+
+
+async def test_a_system_that_cannot_bound_what_is_unsent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(socket, "TCP_NOTSENT_LOWAT", raising=False)
+    ours, peer = connected_pair("tcp")
+    stream = SocketStream(ours)
+    with ours, peer:
+        assert stream.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        await stream.send_all(b"x")
+        assert peer.recv(1) == b"x"
+
+
+@pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="the system has no other stream sockets than those of TCP")
+async def test_a_stream_socket_without_the_options_of_tcp() -> None:
+    """As those of virtual machines and of some protocols are. A Unix one that calls itself AF_INET serves as well."""
+    ours, peer = socket.socketpair()
+    disguised = socket.socket(socket.AF_INET, socket.SOCK_STREAM, fileno=ours.detach())
+    with pytest.raises(OSError, match="not supported"):
+        disguised.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    stream = SocketStream(disguised)
+    with disguised, peer:
+        await stream.send_all(b"x")
+        assert peer.recv(1) == b"x"
+        assert stream.probe()
+
+
+def wake_for_nothing(monkeypatch: pytest.MonkeyPatch, name: str) -> list[object]:
+    """The next wait of the kind is over at once, although nothing has happened; returns whom it was for."""
+    really_wait = getattr(sockets, name)
+    woken: list[object] = []
+
+    async def wait(sock: object) -> None:
+        if not woken:
+            woken.append(sock)
+            await trio.lowlevel.checkpoint()
+        else:
+            await really_wait(sock)
+
+    monkeypatch.setattr(sockets, name, wait)
+    return woken
+
+
+async def test_woken_for_nothing_to_read(pair, monkeypatch: pytest.MonkeyPatch, nursery: trio.Nursery) -> None:
+    """The system may take back what it has said, for one over a wrong checksum: that is not the end of the stream."""
+    stream, peer = pair
+    woken = wake_for_nothing(monkeypatch, "wait_readable")
+
+    @nursery.start_soon
+    async def answer() -> None:
+        while not woken:
+            await trio.lowlevel.checkpoint()
+        await trio.testing.wait_all_tasks_blocked()
+        peer.sendall(b"answer")
+
+    assert await stream.receive_some() == b"answer"
+    assert woken
+
+
+async def test_woken_for_no_room_to_write(pair, monkeypatch: pytest.MonkeyPatch, nursery: trio.Nursery) -> None:
+    stream, peer = pair
+    data = bytes(range(256)) * 2**15
+    sent = 0
+    while count := stream.send_nowait(data[sent:]):
+        sent += count
+    woken = wake_for_nothing(monkeypatch, "wait_writable")
+    nursery.start_soon(stream.send_all, data[sent:])
+    while not woken:
+        await trio.lowlevel.checkpoint()
+    await trio.testing.wait_all_tasks_blocked()
+    received = b""
+    while len(received) < len(data):
+        received += await trio.to_thread.run_sync(peer.recv, 2**20)
+    assert received == data
+
+
+async def test_closed_behind_its_back() -> None:
+    """A descriptor that somebody else has closed by its number is a closed stream, and no error of the system."""
+    ours, peer = connected_pair("tcp")
+    stream = SocketStream(ours)
+    with peer:
+        os.close(ours.fileno())
+        try:
+            for call in (stream.wait_send_all_might_not_block, stream.receive_some, lambda: stream.send_all(b"x")):
+                with pytest.raises(trio.ClosedResourceError):
+                    await call()
+        finally:
+            ours.detach()
+
+
+async def test_half_close_of_what_was_reset() -> None:
+    ours, peer = connected_pair("tcp")
+    stream = SocketStream(ours)
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    peer.close()
+    await arrived(stream)
+    with pytest.raises(trio.BrokenResourceError):
+        stream.receive_nowait()
+    with pytest.raises(trio.BrokenResourceError):
+        await stream.send_eof()
+    await stream.aclose()
+
+
+async def test_closed_after_a_probe_met_a_reset() -> None:
+    """The stream remembers the reset, but whoever closes it is told what he has done."""
+    ours, peer = connected_pair("tcp")
+    stream = SocketStream(ours)
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    peer.close()
+    await arrived(stream)
+    assert not stream.probe()
+    with pytest.raises(trio.BrokenResourceError):
+        await stream.receive_some()
+    stream.close_nowait()
+    with pytest.raises(trio.ClosedResourceError):
+        await stream.receive_some()
+    with pytest.raises(trio.ClosedResourceError):
+        stream.receive_nowait()
