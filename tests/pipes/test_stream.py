@@ -25,6 +25,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "win32", reason="named pipes exi
 if sys.platform == "win32":
     import _winapi
 
+    from trioconn._establish import windows_calls as calls
     from trioconn._establish.windows_pipe_stream import PipeStream
 
 Serve = Any  # the fixtures; see conftest.py
@@ -578,6 +579,49 @@ async def test_send_nowait_to_a_full_pipe(make_pair: MakePair) -> None:
     while part := await server.receive_some():
         received += part
     assert set(received) == set(b"x")
+
+
+async def test_closed_while_what_was_queued_is_withdrawn(make_pair: MakePair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The peer of a full pipe goes in the very moment: that is an end of the pipe, and not a pipe that is full."""
+    client, server = await make_pair()
+    await fill(client)
+    really_cancel = calls._cancel
+
+    def cancel(*arguments: Any) -> Any:
+        server.close_nowait()
+        return really_cancel(*arguments)
+
+    monkeypatch.setattr(calls, "_cancel", cancel)
+    with pytest.raises(trio.BrokenResourceError, match="the pipe is broken"):
+        client.send_nowait(b"y" * 1024)
+    assert not client.probe()
+
+
+async def test_network_of_another_machine_lost(make_pair: MakePair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That is no end of the stream, after which everything would have been received."""
+
+    def lose(*_: object) -> int:
+        raise OSError(None, "the network name is no longer available", None, 64)
+
+    async def lose_later(*_: object) -> int:
+        await trio.lowlevel.checkpoint()
+        return lose()
+
+    client, _ = await make_pair()
+    with monkeypatch.context() as patch:
+        patch.setattr(trio.lowlevel, "readinto_overlapped", lose_later)
+        with pytest.raises(trio.BrokenResourceError, match="network name"):
+            await client.receive_some()
+    assert not client.probe()
+    assert client.probe_reason == "error"
+
+    client, _ = await make_pair()
+    with monkeypatch.context() as patch:
+        patch.setattr(calls, "count_readable", lose)
+        with pytest.raises(trio.BrokenResourceError, match="network name"):
+            client.receive_nowait()
+    assert not client.probe()
+    assert client.probe_reason == "error"
 
 
 # TLS inside

@@ -37,7 +37,7 @@ from trioconn._establish.answers import Batch
 from trioconn._establish.dns_cache import ResolveResult
 from trioconn._establish.resolve import Lookups, Resolver
 from trioconn._establish.sockets import SocketStream
-from trioconn._establish.tcp import Progress, TCPOptions, connect_tcp
+from trioconn._establish.tcp import Progress, TCPOptions, connect_socket, connect_tcp, source_address
 from trioconn._names import Host, parse_host
 
 V4, V6, ANY = socket.AF_INET, socket.AF_INET6, socket.AF_UNSPEC
@@ -784,6 +784,23 @@ async def test_denied_addresses_do_not_start_the_resolution_delay(autojump_clock
     assert net.dialled == [("2001:db8::1", 1)]
 
 
+async def test_policy_without_anybody_to_tell(autojump_clock: MockClock) -> None:
+    net = Net({}, address_policy=no_private)
+    with pytest.raises(AddressDeniedError, match=r"10\.0\.0\.1"):
+        await connect_tcp(
+            parse_host("10.0.0.1"),
+            443,
+            net.options,
+            net.finish,
+            local_addr=None,
+            history_key=None,
+            judged=True,
+            report=None,
+            discard=lambda pair: pair[1].close_nowait(),
+        )
+    assert net.order == []
+
+
 async def test_policy_does_not_judge_proxies(autojump_clock: MockClock) -> None:
     net = Net({"10.0.0.1": good}, address_policy=no_private)
     assert await net.run("10.0.0.1", judged=False) == "10.0.0.1"
@@ -998,6 +1015,32 @@ async def test_real_refused_has_the_words_of_windows(monkeypatch: pytest.MonkeyP
         sock.bind(("127.0.0.1", 0))
         with pytest.raises(ConnectError, match=r"The target refused\."):
             await real("127.0.0.1", port=sock.getsockname()[1])
+
+
+async def test_real_unreachable_at_once() -> None:
+    """The system refuses to begin: TCP has no groups. Even so it is a checkpoint."""
+    with socket.socket() as sock:
+        sock.setblocking(False)
+        with trio.testing.assert_checkpoints(), pytest.raises(OSError, match="unreachable") as caught:
+            await connect_socket(sock, ("224.0.0.1", 80))
+    assert caught.value.errno in {errno.ENETUNREACH, errno.EHOSTUNREACH}
+
+
+def test_an_address_that_nothing_leads_to_has_no_source() -> None:
+    """A link-local address means nothing without its link."""
+    unreachable, loopback = Address.from_text("fe80::1", 80), Address.from_text("127.0.0.1", 80)
+    assert unreachable is not None
+    assert loopback is not None
+    assert source_address(unreachable) is None
+    assert source_address(loopback) == IPv4Address("127.0.0.1")
+
+
+async def test_real_local_port_in_use(listener: trio.SocketListener) -> None:
+    """A port that was asked for is bound before the connect, and the error says that it was the binding."""
+    taken = ("127.0.0.1", port_of(listener))
+    with pytest.raises(ConnectError, match=rf"cannot bind 127\.0\.0\.1:{taken[1]} for") as caught:
+        await real("127.0.0.1", port=taken[1], local_addr=taken)
+    assert caught.value.errno == errno.EADDRINUSE
 
 
 async def test_real_local_addr(listener: trio.SocketListener) -> None:
