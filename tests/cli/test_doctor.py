@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import importlib
 import os
+import re
+import socket
+from importlib import metadata
+from types import SimpleNamespace
 
 import pytest
 
@@ -81,3 +87,49 @@ def test_a_name_that_does_not_exist(doctor) -> None:
     code, out, _ = doctor("http://nothing.invalid")
     assert code == 0
     assert out.count("nothing: ") == 2 or "no answer" in out
+
+
+def test_an_address_is_not_looked_up(doctor) -> None:
+    code, out, _ = doctor("http://127.0.0.1:8000")
+    assert code == 0
+    assert "\nresolver\n" not in out and "\nroutes\n" in out
+
+
+def test_what_is_not_installed_is_missing_or_left_out(doctor, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = metadata.version
+
+    def version(name: str) -> str:
+        if name in ("h11", "trustme"):
+            raise metadata.PackageNotFoundError(name)
+        return real(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    _, out, _ = doctor()
+    assert "h11 missing\n" in out
+    assert "trustme" not in out
+
+
+def test_an_empty_variable_means_no_proxy(doctor) -> None:
+    _, out, _ = doctor("http://a.test", http_proxy=" ")
+    assert "  http_proxy     empty: no proxy\n" in out
+    assert "http://a.test: direct" in out
+
+
+def test_trust_that_cannot_be_loaded_is_a_finding(doctor, tmp_path) -> None:
+    file = tmp_path / "missing" / "keys"  # Python makes no context at all if it cannot write there
+    code, out, _ = doctor(SSLKEYLOGFILE=str(file))
+    assert code == 0
+    assert f"  SSLKEYLOGFILE  {file}\n" in out
+    assert re.search("^  loaded +failed: .*No such file", out, re.MULTILINE)
+
+
+def test_a_missing_route_is_a_finding(doctor, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Cut(socket.socket):
+        def connect(self, address: object) -> None:
+            raise OSError(errno.ENETUNREACH, "Network is unreachable")
+
+    module = importlib.import_module("trioconn._cli.doctor")  # the package has a function of that name
+    monkeypatch.setattr(module, "socket", SimpleNamespace(**{**vars(socket), "socket": Cut}))
+    code, out, _ = doctor()
+    assert code == 0
+    assert "  IPv6           none: Network is unreachable\n  IPv4           none: Network is unreachable\n" in out

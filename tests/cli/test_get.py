@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
+import io
 import re
+import signal
 import socket
+import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,11 +17,14 @@ import pytest
 
 from trioconn._cli import main
 from trioconn._cli.get import percentile
+from trioconn._cli.http import Request, exchange
+from trioconn.testing import ScriptedConnector
 
 if TYPE_CHECKING:
     import trustme
     from conftest import Script
 
+get_module = importlib.import_module("trioconn._cli.get")  # the package has a function of that name
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 Scripts = Callable[..., "Script"]
 
@@ -237,6 +245,115 @@ def test_a_wrong_command_line_is_a_usage_error_without_a_traceback(
     assert got.code == 2
     assert got.err.startswith("trioconn get: ")
     assert "Traceback" not in got.err
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "why"),
+    [
+        ("-n", "0", "must be at least 1"),
+        ("-c", "-1", "must be at least 1"),
+        ("--timeout", "0", "must be more than 0 seconds"),
+        ("--timeout", "nan", "must be more than 0 seconds"),
+        ("--limit", "many", "invalid count value"),
+    ],
+)
+def test_numbers_have_to_make_sense(
+    option: str, value: str, why: str, get: Callable[..., Got], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        get("http://x/", option, value)
+    assert caught.value.code == 2
+    assert why in capsys.readouterr().err
+
+
+def test_a_missing_extra_is_named_without_a_traceback(get: Callable[..., Got], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "socksio", None)
+    got = get("http://x/", "--proxy", "socks5://p")
+    assert got.code == 2
+    assert re.fullmatch(r"trioconn get: .*pip install .?trioconn\[socks\].?\n", got.err)
+
+
+def test_a_server_that_goes_on_with_another_protocol_is_an_error(script: Scripts, get: Callable[..., Got]) -> None:
+    server = script(answering(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: odd\r\n\r\n"))
+    got = get(f"http://127.0.0.1:{server.port}/", "-H", "Connection: Upgrade", "-H", "Upgrade: odd")
+    assert got.code == 1
+    assert "the server goes on with another protocol" in got["error"]
+
+
+async def test_an_answer_before_the_request_was_sent_is_the_answer() -> None:
+    """A server may end a connection with 408 in the moment in which it is used."""
+    async with ScriptedConnector() as connector, await connector.connect("http://a.test") as lease:
+        connector.peers[0].send_nowait(b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n")
+        connector.peers[0].close_nowait()
+        answer = await exchange(lease, Request.make("GET", "http://a.test"))
+        assert (answer.status, answer.clean) == (408, False)
+
+
+def test_an_interrupt_shows_what_was_done_before(script: Scripts, get: Callable[..., Got]) -> None:
+    def handler(script: Script, sock: socket.socket, number: int) -> None:
+        script.read(sock)
+        sock.sendall(OK)
+        script.read(sock)
+        signal.raise_signal(signal.SIGINT)
+        sock.recv(1)
+
+    got = get(f"http://127.0.0.1:{script(handler).port}/", "-n", 3)
+    assert got.code == 130
+    assert got["answered"].startswith("1 in ")
+    assert got["connections"].startswith("1 made, reused 1")
+    assert "Traceback" not in got.err
+
+
+class Terminal(io.StringIO):
+    """A terminal for stderr, which can be waited for: `seen` is set when `awaited` stands on it."""
+
+    encoding = "utf-8"  # type: ignore[assignment]
+
+    def __init__(self, awaited: str) -> None:
+        super().__init__()
+        self._awaited = awaited
+        self.seen = threading.Event()
+
+    def isatty(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        if self._awaited in text:
+            self.seen.set()
+        return super().write(text)
+
+
+def test_on_a_terminal_the_progress_is_shown_and_wiped_away(
+    script: Scripts, get: Callable[..., Got], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = Terminal("1/2")
+
+    def handler(script: Script, sock: socket.socket, number: int) -> None:
+        script.read(sock)
+        sock.sendall(OK)
+        script.read(sock)
+        assert shown.seen.wait(10)  # the second answer is held back until the first one shows
+        sock.sendall(OK)
+        script.read(sock)
+
+    monkeypatch.setattr(get_module, "_PROGRESS_INTERVAL", 0.01)
+    monkeypatch.setattr(sys, "stderr", shown)
+    got = get(f"http://127.0.0.1:{script(handler).port}/", "-n", 2)
+    assert got.code == 0, got.out
+    assert "\x1b[K" not in got.out
+    wipe = "\r\x1b[K"
+    first, *_, last = [text for text in shown.getvalue().split(wipe) if text]
+    assert re.search(r"░{30}.* 0/2  0/s  \d open, \d waiting, 0 errors$", first)
+    assert re.search(r"█{15}░{15}.* 1/2  \d+/s  1 open, 0 waiting, 0 errors$", last)
+    assert shown.getvalue().endswith(wipe)
+
+
+@pytest.mark.parametrize(
+    ("octets", "text"),
+    [(0, "0 bytes"), (1023, "1023 bytes"), (1536, "1.5 KiB"), (3 << 20, "3.0 MiB"), (5000 << 20, "4.9 GiB")],
+)
+def test_sizes_are_told_in_a_fitting_unit(octets: int, text: str) -> None:
+    assert get_module._size(octets) == text
 
 
 def test_percentiles_are_values_that_occurred() -> None:

@@ -6,6 +6,7 @@ import importlib
 import json
 import re
 import socket
+import ssl
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -242,6 +243,49 @@ def test_on_a_terminal_without_rich_the_screen_is_plain(
     monkeypatch.setitem(sys.modules, "rich.console", None)
     show([[("total", "bold"), (" 5 ms", None)]])
     assert capsys.readouterr().out == "total 5 ms\n"
+
+
+def test_on_a_terminal_the_screen_is_coloured_by_rich(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("rich")
+    for name in ("NO_COLOR", "COLUMNS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich's own question whether this is a terminal
+    monkeypatch.setattr(Look, "of", lambda stream: Look(colour=True))
+    long = "x" * 200
+    show([[("total", "bold"), (" [5] ms", None)], [(long, "good")]])
+    out = capsys.readouterr().out
+    assert out == f"\x1b[1mtotal\x1b[0m [5] ms\n\x1b[32m{long}\x1b[0m\n"
+
+
+def test_a_certificate_that_cannot_be_looked_at_again_is_left_out(
+    threaded_tls_server: Callable[..., Any], document: Any
+) -> None:
+    """The second look is refused: the server has gone in the meantime."""
+    server = threaded_tls_server()
+    seen: list[str] = []
+    honest = server._context.sni_callback
+
+    def gone_after_one(sock: Any, name: str, context: Any) -> Any:
+        seen.append(name)
+        return None if len(seen) == 1 else ssl.ALERT_DESCRIPTION_INTERNAL_ERROR
+
+    assert honest is None
+    server._context.sni_callback = gone_after_one
+    made = document(f"https://localhost:{server.port}", "-4")
+    assert made["exit_code"] == 50 and made["presented"] == []
+    assert len(seen) == 2
+    assert [hint for hint in made["hints"] if "--cacert FILE (after" in hint]
+
+
+async def test_other_names_than_the_given_ones_are_asked_of_the_system() -> None:
+    resolver = FixedResolver(["a.test:443:192.0.2.1"])
+    try:
+        assert "127.0.0.1" in [one.address for one in await resolver.resolve("localhost", family=socket.AF_INET)]
+    finally:
+        await resolver.aclose()
 
 
 def test_a_picture_needs_rich_and_says_so(monkeypatch: pytest.MonkeyPatch, trace: Trace) -> None:

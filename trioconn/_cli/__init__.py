@@ -71,6 +71,6 @@ def _run(arguments: argparse.Namespace) -> int:
         return demo(parser().parse_args if arguments.trace else None)
     try:
         return _COMMANDS[arguments.command](arguments)
-    except ValueError as error:  # InvalidTargetError is one
+    except (ValueError, ImportError) as error:  # InvalidTargetError is a ValueError; a missing extra says which it is
         print(f"trioconn {arguments.command}: {error}", file=sys.stderr)
         return USAGE

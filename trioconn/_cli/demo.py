@@ -245,15 +245,14 @@ async def _certificate(screen: Screen, where: Servers, connector: TCPConnector) 
     screen.scene("A certificate for somebody else", f'await connector.connect("https://shop.test:{where.wrong}")')
     before = connector.statistics()
     try:
-        await connector.connect(f"https://shop.test:{where.wrong}")
+        async with await connector.connect(f"https://shop.test:{where.wrong}"):
+            screen.claim(False, "the certificate should have been refused")
     except CertificateError as error:
         screen.note(f"{type(error).__name__}: {error}")
         screen.claim(
             error.stage == "tls" and "shop.test" in str(error),
             f"refused before a byte was sent; error.stage is {error.stage!r}",
         )
-    else:
-        screen.claim(False, "the certificate should have been refused")
     after = connector.statistics()
     screen.claim(after.open == before.open, "the failed attempt left nothing behind")
 

@@ -145,7 +145,14 @@ async def _start(
     """Serve `listener`; gives its port."""
     listener.setblocking(False)
     listening = trio.SocketListener(trio.socket.from_stdlib_socket(listener))
-    await nursery.start(trio.serve_listeners, handler, [listening])
+
+    async def handle(client: trio.SocketStream) -> None:
+        try:
+            await handler(client)
+        except* trio.BrokenResourceError:
+            pass  # a client that went away, or did not like the certificate
+
+    await nursery.start(trio.serve_listeners, handle, [listening])
     return 0 if listener.family == getattr(socket, "AF_UNIX", None) else int(listener.getsockname()[1])
 
 
@@ -155,8 +162,6 @@ async def _serve(context: ssl.SSLContext | None, chattered: trio.Event, plain: t
         stream = trio.SSLStream(plain, context, server_side=True, https_compatible=True)
     try:
         await _converse(stream, chattered)
-    except trio.BrokenResourceError:
-        pass  # a client that went away, or did not like the certificate
     finally:
         await trio.aclose_forcefully(stream)
 
@@ -213,9 +218,6 @@ async def _head(client: trio.SocketStream) -> bytes:
 
 
 async def _pass_on(source: trio.SocketStream, sink: trio.SocketStream, both: trio.CancelScope) -> None:
-    try:
-        async for data in source:
-            await sink.send_all(data)
-    except trio.BrokenResourceError:
-        pass
+    async for data in source:
+        await sink.send_all(data)
     both.cancel()

@@ -71,13 +71,18 @@ def _dead_listener(stack: contextlib.ExitStack) -> int | None:
         full = stack.enter_context(socket.create_server(("::1", 0), family=socket.AF_INET6, backlog=0))
         port: int = full.getsockname()[1]
         stack.enter_context(socket.create_server((HOST, port)))
-    except OSError:
+        return port if _fill(stack, port) else None
+    except OSError:  # there is no IPv6, the port is taken at the other address, or a full queue refuses here, too
         return None
+
+
+def _fill(stack: contextlib.ExitStack, port: int) -> bool:
+    """Fill the queue of the listener at ::1; gives whether it is full now, and lets packets lie."""
     for _ in range(_MOST_TO_FILL):
         filler = stack.enter_context(socket.socket(socket.AF_INET6))
         filler.settimeout(0.05)
         try:
             filler.connect(("::1", port))
         except TimeoutError:
-            return port
-    return None
+            return True
+    return False

@@ -66,7 +66,7 @@ def get(arguments: argparse.Namespace) -> int:
     request = Request.make(arguments.method, arguments.url, tuple(map(_header, arguments.header)))
     connector = make_connector(arguments, proxies(arguments), trust(arguments), {}, limit=arguments.limit)
     route = connector.route(arguments.url)
-    tally = Tally()
+    tally = Tally(statistics=connector.statistics())
     load = _Load(connector, route, request, tally, arguments)
     try:
         run(load.run)
@@ -86,8 +86,10 @@ class Tally:
       repeated: requests sent a second time, because a reused connection had gone stale.
       errors: how often each happened, by its name.
       examples: the whole message of the first of each.
+      statistics: the connector's, when the last request was over.
     """
 
+    statistics: ConnectorStatistics
     began: float = 0.0
     ended: float = 0.0
     latencies: list[float] = field(default_factory=list[float])
@@ -97,7 +99,6 @@ class Tally:
     repeated: int = 0
     errors: Counter[str] = field(default_factory=Counter[str])
     examples: dict[str, str] = field(default_factory=dict[str, str])
-    statistics: ConnectorStatistics | None = None
 
     def failed(self, name: str, message: str) -> None:
         """Count an error."""
@@ -243,11 +244,11 @@ def _show(look: Look, route: str, tally: Tally) -> None:
         row("status", ", ".join(f"{status}: {n}" for status, n in sorted(tally.statuses.items())))
         row("latency", _percentiles(tally.latencies))
         row("of it wait", _percentiles(tally.waits))
-    if (statistics := tally.statistics) is not None:
-        resumed = f", {statistics.resumed} resumed a TLS session" if statistics.resumed else ""
-        row("connections", f"{statistics.created} made, reused {statistics.reused} times{resumed}")
-        if statistics.closed:
-            row("closed", ", ".join(f"{reason}: {n}" for reason, n in sorted(statistics.closed.items())))
+    statistics = tally.statistics
+    resumed = f", {statistics.resumed} resumed a TLS session" if statistics.resumed else ""
+    row("connections", f"{statistics.created} made, reused {statistics.reused} times{resumed}")
+    if statistics.closed:
+        row("closed", ", ".join(f"{reason}: {n}" for reason, n in sorted(statistics.closed.items())))
     if tally.repeated:
         row("repeated", f"{tally.repeated}, because a reused connection had ended")
     for name, number in tally.errors.most_common():

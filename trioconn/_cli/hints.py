@@ -13,21 +13,16 @@ _ISSUERS: Final = (18, 19, 20, 21)
 
 def hints(document: dict[str, Any]) -> list[str]:
     """The hints for `document`, which lacks only them."""
-    found: list[str] = []
     dial = shown_dial(document)
-    if dial is not None:
-        error = dial["error"]
-        if error is not None:
-            found += _about_failure(document, dial, error)
-        found += _about_race(dial)
-        found += _about_certificates(dial)
-    return found
+    error = dial["error"]
+    found = [] if error is None else _about_failure(document, dial, error)
+    return found + _about_race(dial) + _about_certificates(dial)
 
 
-def shown_dial(document: dict[str, Any]) -> dict[str, Any] | None:
-    """The dial that is told about: the first that failed, else the first."""
+def shown_dial(document: dict[str, Any]) -> dict[str, Any]:
+    """The dial that is told about: the first that failed, else the first. There is one: nothing was idle at first."""
     dials: list[dict[str, Any]] = document["dials"]
-    return next((dial for dial in dials if dial["error"] is not None), dials[0] if dials else None)
+    return next((dial for dial in dials if dial["error"] is not None), dials[0])
 
 
 def _about_failure(document: dict[str, Any], dial: dict[str, Any], error: dict[str, Any]) -> list[str]:
@@ -54,10 +49,9 @@ def _about_failure(document: dict[str, Any], dial: dict[str, Any], error: dict[s
             "tls": ["the connection stands, but nothing comes back: a mute server, or something in between"],
             "proxy": ["the proxy takes connections and does not answer"],
         }.get(stage or "", [])
-    if stage == "connect":
+    if stage == "connect" and "refused" in error["message"].lower():
         what = "the proxy" if proxied else "the server"
-        if "refused" in error["message"].lower():
-            return [f"nothing listens there: is {what} running, and is this its port?"]
+        return [f"nothing listens there: is {what} running, and is this its port?"]
     return []
 
 
@@ -82,10 +76,7 @@ def _about_verification(document: dict[str, Any], error: dict[str, Any]) -> list
 
 
 def _presented(document: dict[str, Any], hop: int) -> dict[str, Any]:
-    for certificate in document["presented"]:
-        if certificate["hop"] == hop:
-            return dict(certificate)
-    return {}
+    return next((certificate for certificate in document["presented"] if certificate["hop"] == hop), {})
 
 
 def _about_race(dial: dict[str, Any]) -> list[str]:

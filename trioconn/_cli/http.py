@@ -111,7 +111,8 @@ async def exchange(lease: Connection, request: Request) -> Answer:
 
     Raises:
       StaleConnectionError: the connection, used before, gave nothing.
-      h11.RemoteProtocolError: the server does not speak HTTP/1.1, or ended in the middle of the response.
+      h11.RemoteProtocolError: the server does not speak HTTP/1.1, goes on with something else, or ended in the middle
+        of the response.
       trio.BrokenResourceError: the connection broke.
     """
     stream = lease.stream
@@ -143,8 +144,8 @@ async def exchange(lease: Connection, request: Request) -> Answer:
                 received += len(event.data)
             elif isinstance(event, h11.EndOfMessage):
                 break
-            else:
-                raise h11.RemoteProtocolError("the server ended the connection in the middle of its answer")
+            else:  # h11.PAUSED; where the answer ends too early, `next_event` raises
+                raise h11.RemoteProtocolError("the server goes on with another protocol, as the request asked")
     except trio.BrokenResourceError as error:
         if lease.reused and not heard:
             raise StaleConnectionError(str(error)) from error

@@ -147,8 +147,10 @@ class _Dial:
         at = self._since(event)
         if isinstance(event, events.AttemptEvent):
             self._attempt(event, at)
-        elif isinstance(event, events.HopEvent):
-            self._step(event, at)
+        elif isinstance(event, events.TunnelStarted | events.TLSStarted):
+            self._step_began(event, at)
+        elif isinstance(event, events.TunnelFinished | events.TLSFinished):
+            self._step_ended(event, at)
         elif isinstance(event, events.CacheHit):
             self._cached = True
         elif isinstance(event, events.LookupStarted):
@@ -203,49 +205,45 @@ class _Dial:
                 "error": None,
             }
             return
-        attempt = self._attempts.get(event.index)
-        if attempt is None:
-            return
+        attempt = self._attempts[event.index]
         if isinstance(event, events.AttemptProgressed):
             attempt["progress"].append({"stage": event.stage, "at": at})
-        elif attempt["ended"] is None:
-            attempt["ended"] = at
-            if isinstance(event, events.AttemptFailed):
-                attempt.update(outcome="failed", error=failure(event.error))
-            else:
-                attempt["outcome"] = "won" if isinstance(event, events.AttemptWon) else "lost"
-
-    def _step(self, event: events.HopEvent, at: float) -> None:
-        if isinstance(event, events.TunnelStarted | events.TLSStarted):
-            step: Document = {
-                "kind": "tls" if isinstance(event, events.TLSStarted) else "tunnel",
-                "attempt": event.attempt,
-                "hop": event.hop,
-                "peer": self._peer(event.hop),
-                "began": at,
-                "ended": None,
-                "error": None,
-            }
-            if isinstance(event, events.TunnelStarted):
-                step.update(target=event.target, status=None)
-            else:
-                step.update(
-                    server_name=event.server_name, version=None, cipher=None, alpn=None, resumed=False, certificate=None
-                )
-            self._steps.append(step)
             return
+        attempt["ended"] = at
+        if isinstance(event, events.AttemptFailed):
+            attempt.update(outcome="failed", error=failure(event.error))
+        else:
+            attempt["outcome"] = "won" if isinstance(event, events.AttemptWon) else "lost"
+
+    def _step_began(self, event: events.TunnelStarted | events.TLSStarted, at: float) -> None:
+        step: Document = {
+            "kind": "tls" if isinstance(event, events.TLSStarted) else "tunnel",
+            "attempt": event.attempt,
+            "hop": event.hop,
+            "peer": self._peer(event.hop),
+            "began": at,
+            "ended": None,
+            "error": None,
+        }
+        if isinstance(event, events.TunnelStarted):
+            step.update(target=event.target, status=None)
+        else:
+            step.update(
+                server_name=event.server_name, version=None, cipher=None, alpn=None, resumed=False, certificate=None
+            )
+        self._steps.append(step)
+
+    def _step_ended(self, event: events.TunnelFinished | events.TLSFinished, at: float) -> None:
         kind = "tls" if isinstance(event, events.TLSFinished) else "tunnel"
         for step in self._steps:
             if (step["kind"], step["attempt"], step["hop"]) == (kind, event.attempt, event.hop):
-                step["ended"] = at
-                if isinstance(event, events.TLSFinished):
-                    step.update(version=event.version, cipher=event.cipher, alpn=event.alpn, resumed=event.resumed)
-                    if event.certificate:
-                        step["certificate"] = _certificate(event.certificate, self._recording, self._decode)
-                    step["error"] = None if event.error is None else failure(event.error)
-                elif isinstance(event, events.TunnelFinished):
+                step.update(ended=at, error=None if event.error is None else failure(event.error))
+                if isinstance(event, events.TunnelFinished):
                     step["status"] = event.status
-                    step["error"] = None if event.error is None else failure(event.error)
+                    continue
+                step.update(version=event.version, cipher=event.cipher, alpn=event.alpn, resumed=event.resumed)
+                if event.certificate:
+                    step["certificate"] = _certificate(event.certificate, self._recording, self._decode)
 
     def _peer(self, hop: int) -> str:
         proxies = self._recording.proxies

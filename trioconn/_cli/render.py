@@ -38,10 +38,7 @@ _OUTCOMES: Final[dict[str, Style]] = {"won": "good", "failed": "bad", "lost": "d
 
 def screen(document: Document) -> list[Line]:
     """The whole screen."""
-    lines: list[Line] = [*_head(document)]
-    dial = shown_dial(document)
-    if dial is not None:
-        lines += _dial(document, dial)
+    lines: list[Line] = [*_head(document), *_dial(document, shown_dial(document))]
     if len(document["uses"]) > 1:
         lines += _uses(document)
     for hint in document["hints"]:
@@ -170,11 +167,9 @@ def _parts(dial: Document, attempt: Document) -> list[tuple[str, float, float]]:
     end = _end(attempt, dial)
     if attempt["outcome"] != "won" and (end > began or not parts):
         under_way = [s for s in dial["steps"] if s["attempt"] == attempt["index"] and s["began"] >= began]
-        doing = "connect" if not parts else "proxy"
+        doing = parts[-1][0] if parts else "connect"
         if under_way:
             doing = "tls" if under_way[-1]["kind"] == "tls" else "proxy"
-        elif parts:
-            doing = parts[-1][0]
         parts.append((doing, began, end))
     return parts
 

@@ -160,11 +160,7 @@ async def _record(
             if number and arguments.pause:
                 await trio.sleep(arguments.pause)
             recording.uses.append(await _use(connector, arguments.url))
-        refused = next((use.error for use in recording.uses if use.error is not None), None)
-        if isinstance(refused, ConnectError) and _is_about_certificate(refused):
-            der = await look(arguments, way, tcp_options, refused.hop)
-            if der is not None:
-                recording.presented[refused.hop] = der
+        recording.presented = await _presented(arguments, way, tcp_options, recording.uses)
     return document(recording, decode)
 
 
@@ -176,6 +172,20 @@ async def _use(connector: BaseConnector, url: str) -> Use:
             return Use(began, trio.current_time(), lease.info.number)
     except ConnectError as error:
         return Use(began, trio.current_time(), None, error)
+
+
+async def _presented(
+    arguments: argparse.Namespace,
+    way: tuple[Proxy, ...] | ProxyChoice,
+    tcp_options: dict[str, Any],
+    uses: Sequence[Use],
+) -> dict[int, bytes]:
+    """The certificate that the first failed connect refused, by its hop, if that is why it failed and it can be had."""
+    refused = next((use.error for use in uses if use.error is not None), None)
+    if not isinstance(refused, ConnectError) or not _is_about_certificate(refused):
+        return {}
+    der = await look(arguments, way, tcp_options, refused.hop)
+    return {} if der is None else {refused.hop: der}
 
 
 def _is_about_certificate(error: ConnectError) -> bool:
