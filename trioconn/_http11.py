@@ -3,11 +3,11 @@
 Theory of operation
 -------------------
 A client's pool is as good as its judgement of when a connection may be used again. Here the judgement is one line, in
-`Exchange._finish`: both sides have said all of their messages, neither has asked for an end, not one byte has come
-after the response, and there was but one opinion about where that ends. Everything else (a response that was given up,
-a cancellation, an error, an answer that came before the request was sent) closes the lease. Each exchange has an
-`h11.Connection` of its own, so nothing that was parsed for one request can reach another: two clients that keep theirs
-deliver a second, unasked response to the next request.
+`Exchange._finish`: both sides have said all of their messages, and every byte of ours was taken; neither has asked for
+an end, not one byte has come after the response, and there was but one opinion about where that ends. Everything else
+(a response that was given up, a cancellation, an error, an answer that came before the request was sent) closes the
+lease. Each exchange has an `h11.Connection` of its own, so nothing that was parsed for one request can reach another:
+two clients that keep theirs deliver a second, unasked response to the next request.
 
 Costs. A scope with a deadline costs as much as a parsed header, so there is one for each wait and none elsewhere: the
 request is written without waiting if the system takes it, which it nearly always does, head and body in one piece; the
@@ -235,7 +235,7 @@ class Exchange:
         """Send the head: at once if the system takes it, which it nearly always does."""
         sent = 0
         try:
-            if self._lease.reused and not getattr(self._stream, "probe", _clean)():
+            if self._lease.reused and not self._stream.probe():
                 # It was clean when it was handed out. What has come since answers nothing that we have asked.
                 self._ended = True
                 raise Failure(
@@ -358,18 +358,14 @@ class Exchange:
     # ---- the answer --------------------------------------------------------------------------------------------------
 
     def _feed(self, data: bytes) -> None:
-        """Give h11 what has come."""
+        """Take what has come before the head of the final answer was complete."""
         if data:
             self._answered = True
-        elif self._h11.their_state is h11.SEND_RESPONSE:
+            self._h11.receive_data(data)
+        else:
             self._ended = True
             # h11 would say that it "can't handle event type ConnectionClosed": true, and of no help.
             self._failure = Failure("RemoteProtocolError", "Server disconnected without sending a response.")
-            return
-        try:
-            self._h11.receive_data(data)
-        except h11.RemoteProtocolError as error:  # pragma: no cover - data after an end, which no stream gives
-            self._failure = Failure("RemoteProtocolError", str(error))
 
     def _arrived(self) -> bool:
         """Whether the head of a final answer is there, or it is certain that none will come."""
@@ -440,35 +436,32 @@ class Exchange:
         Raises:
           Failure: with its kind.
         """
-        if self._over:
-            if self._complete:
-                return None
-            raise Failure("ReadError", "the response was closed before its end")
+        if self._complete:
+            return None
         try:
-            while True:
+            while not self._over:
                 event = self._h11.next_event()
                 if isinstance(event, h11.Data):
                     return bytes(event.data)
                 if event is not h11.NEED_DATA:
-                    break
+                    self._finish()
+                    return None
                 self._h11.receive_data(await self._receive())
+            # It was closed: before this call, or by another task in the very moment in which something came.
+            raise Failure("ReadError", "the response was closed before its end")
         except h11.RemoteProtocolError as error:
             self.close()
             raise Failure("RemoteProtocolError", str(error)) from error
         except BaseException:
             self.close()
             raise
-        self._finish()
-        return None
 
     def _finish(self) -> None:
         """The response is complete: the lease goes back if, and only if, the connection is at a clean boundary."""
-        if self._over:
-            return
         self._over = self._complete = True
         protocol = self._h11
         clean = protocol.our_state is h11.DONE and protocol.their_state is h11.DONE and not protocol.trailing_data[0]
-        if clean and not self._ambiguous:
+        if clean and not self._ambiguous and not self._broken:
             self._lease.release(idle_for=self._idle_for)
         else:
             self._lease.close()
@@ -492,10 +485,6 @@ class Exchange:
         self._over = True
         self._stream = None
         self._lease.close()
-
-
-def _clean() -> bool:
-    return True
 
 
 def _limit(seconds: float | None) -> trio.CancelScope:
