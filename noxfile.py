@@ -63,6 +63,13 @@ def run_tests(session: nox.Session, *args: str) -> None:
     session.run("python", "-m", "pytest", *args, env={"TMPDIR": tempfile.gettempdir()})
 
 
+def windows_python(session: nox.Session, version: str) -> tuple[str, ...]:
+    """The words that run a Windows Python under Wine; it is built first if it is not there."""
+    directory = str(Path(session.cache_dir, "wine").absolute())
+    session.run("tests/wine/setup.sh", directory, version, external=True)
+    return "tests/wine/run.sh", directory, version
+
+
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
     """The tests, on every Python that is found."""
@@ -97,6 +104,19 @@ def coverage(session: nox.Session) -> None:
     session.run("coverage", "run", "-m", "pytest", *session.posargs, env={"TMPDIR": tempfile.gettempdir()})
     session.run("coverage", "combine")
     session.run("coverage", "report")
+
+
+@nox.session(python=OLDEST)
+def coverage_windows(session: nox.Session) -> None:
+    """What Windows alone runs, under coverage with branches, by the tests of pipes; wants what `wine` wants."""
+    session.install(*(word for word in group("coverage") if word.startswith("coverage")))
+    run = windows_python(session, "3.13")
+    rules = "--rcfile=tests/wine/coverage.ini"
+    session.run("coverage", "erase", rules)
+    tests = ("-m", "pytest", "-p", "no:cacheprovider", "tests/pipes")
+    session.run(*run, "-m", "coverage", "run", rules, *tests, *session.posargs, external=True)
+    session.run("coverage", "combine", rules)
+    session.run("coverage", "report", rules)
 
 
 @nox.session(python=OLDEST)
@@ -183,8 +203,6 @@ def lab(session: nox.Session) -> None:
 @nox.parametrize("version", [nox.param("3.11", id="3.11"), nox.param("3.13", id="3.13")])
 def wine(session: nox.Session, version: str) -> None:
     """The tests of pipes and of the core on a Windows Python under Wine (Debian; root, for its packages)."""
-    directory = str(Path(session.cache_dir, "wine").absolute())
-    session.run("tests/wine/setup.sh", directory, version, external=True)
     wanted = session.posargs or [f"tests/{name}" for name in ("pipes", "connector", "pool", "plan", "names", "resolve")]
-    pytest = ("-m", "pytest", "-p", "no:cacheprovider")
-    session.run("tests/wine/run.sh", directory, version, *pytest, *wanted, external=True)
+    run = windows_python(session, version)
+    session.run(*run, "-m", "pytest", "-p", "no:cacheprovider", *wanted, external=True)
