@@ -135,37 +135,28 @@ class ResponseStream:
 
     async def __anext__(self) -> bytes:
         if self._trace is not None and not self._begun:
-            await self._step("receive_response_body.started", {"request": self._request})
+            await self._trace("http11.receive_response_body.started", {"request": self._request})
         self._begun = True
         try:
             chunk = await self._exchange.receive_body()
         except Failure as failure:
             if self._trace is not None:
-                await self._step("receive_response_body.failed", {"exception": failure})  # noqa: ASYNC120 - as httpx: a trace may wait
+                await self._trace("http11.receive_response_body.failed", {"exception": failure})  # noqa: ASYNC120 - as httpx: a trace may wait
             raise translated(self.library, failure) from failure
         if chunk is None:
             if self._trace is not None:
-                await self._step("receive_response_body.complete", {"return_value": None})
-                await self._closed()
+                await self._trace("http11.receive_response_body.complete", {"return_value": None})
+                await self.aclose()
             raise StopAsyncIteration
         return chunk
 
     async def aclose(self) -> None:
         """Give up the rest, if there is one."""
         self._exchange.close()
-        if self._trace is not None:
-            await self._closed()
-
-    async def _closed(self) -> None:
-        trace = self._trace
+        trace, self._trace = self._trace, None  # closed is told once, whoever comes first
         if trace is not None:
-            await self._step("response_closed.started", {})
-            await self._step("response_closed.complete", {"return_value": None})
-            self._trace = None
-
-    async def _step(self, name: str, details: dict[str, Any]) -> None:
-        if self._trace is not None:
-            await self._trace(f"http11.{name}", details)
+            await trace("http11.response_closed.started", {})
+            await trace("http11.response_closed.complete", {"return_value": None})
 
 
 class TransportBase:

@@ -6,12 +6,14 @@ import contextlib
 import gc
 import random
 import ssl
+import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
 
 import trioconn
+from trioconn.testing import Fail, ScriptedConnector
 
 httpx2 = pytest.importorskip("httpx2")
 transports = pytest.importorskip("trioconn.httpx2")
@@ -131,6 +133,50 @@ async def test_cancelled_leaving_closes_everything(http_server: Servers, no_fd_l
                 scope.cancel()
         assert scope.cancelled_caught or connector_of(http).closed
         assert connector_of(http).closed
+
+
+async def test_own_connector_is_entered_once() -> None:
+    transport = transports.Transport()
+    async with httpx2.AsyncClient(transport=transport):
+        with pytest.raises(RuntimeError, match="entered once"):
+            await httpx2.AsyncClient(transport=transport).__aenter__()
+        assert not transport.connector.closed
+    with pytest.raises(RuntimeError, match="entered once"):
+        await httpx2.AsyncClient(transport=transport).__aenter__()
+
+
+async def test_own_connector_that_cannot_be_entered_says_so(no_fd_leak: None) -> None:
+    """What goes wrong in the connector's task comes out where the client is entered, and does not end the run."""
+    transport = transports.Transport()
+    async with transport.connector:  # somebody helped too much
+        http = httpx2.AsyncClient(transport=transport)
+        with pytest.raises(RuntimeError, match="entered"):
+            await http.__aenter__()
+    with trio.fail_after(10):
+        await http.aclose()  # nothing is left to be closed
+
+
+async def test_cancelled_entering_leaves_nothing(no_fd_leak: None) -> None:
+    http = client()
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await http.__aenter__()
+    assert scope.cancelled_caught
+    await trio.testing.wait_all_tasks_blocked()
+    assert connector_of(http).closed
+    with trio.fail_after(10):
+        await http.aclose()
+
+
+def test_client_is_closed_in_its_own_run() -> None:
+    http = client()
+
+    async def enter() -> None:
+        await http.__aenter__()
+
+    trio.run(enter)
+    with pytest.raises(RuntimeError, match="another trio run"):
+        trio.run(http.aclose)
 
 
 # ---- reuse -----------------------------------------------------------------------------------------------------------
@@ -437,6 +483,13 @@ async def test_time_in_the_queue_is_not_time_to_connect(http_server: Servers, au
             await trio.sleep(3.5)
             assert (await http.get(server.url)).text == "hello"
         SlowConnector.seconds = 10.0
+
+
+async def test_connect_timeout_of_the_connector_is_one(autojump_clock: Any) -> None:
+    async with SlowConnector(connect_timeout=2) as connector:
+        with pytest.raises(httpx2.ConnectTimeout) as caught:
+            await client(connector, timeout=None).get("http://127.0.0.1:9")
+    assert isinstance(caught.value.__cause__, trioconn.ConnectTimeoutError)
 
 
 # ---- errors ----------------------------------------------------------------------------------------------------------
@@ -808,6 +861,53 @@ async def test_trace_of_failures(http_server: Servers) -> None:
     assert names == ["connection.connect_tcp.started", "connection.connect_tcp.failed"]
 
 
+@pytest.mark.parametrize("end", ["half-read", "broken", "complete"])
+async def test_trace_of_a_body(http_server: Servers, end: str) -> None:
+    """The end is told once, whoever comes to it first."""
+    names: list[str] = []
+
+    async def trace(name: str, info: dict[str, Any]) -> None:
+        names.append(name.removeprefix("http11."))
+
+    async def answer(peer: Any) -> None:
+        await peer.request()
+        await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\nhello" % (5 if end == "complete" else 10))
+        if end != "broken":
+            await peer.read_all()
+
+    async with http_server(answer) as server, client() as http:
+        async with (
+            http.stream("GET", server.url, extensions={"trace": trace}) as response,
+            contextlib.aclosing(response.aiter_raw()) as chunks,
+        ):
+            assert await anext(chunks) == b"hello"
+            if end == "broken":
+                with pytest.raises(httpx2.RemoteProtocolError):
+                    await anext(chunks)
+            elif end == "complete":
+                with pytest.raises(StopAsyncIteration):
+                    await anext(chunks)
+        await response.stream.aclose()
+        told = {"half-read": [], "broken": ["receive_response_body.failed"]}
+        assert names[names.index("receive_response_body.started") + 1 :] == [
+            *told.get(end, ["receive_response_body.complete"]), "response_closed.started", "response_closed.complete"
+        ]  # fmt: skip
+        assert connector_of(http).statistics().idle == (end == "complete")
+
+
+async def test_trace_that_raises_gives_the_connection_back(http_server: Servers) -> None:
+    async def trace(name: str, info: dict[str, Any]) -> None:
+        if name == "connection.connect_tcp.complete":
+            raise KeyError("mine")
+
+    async with http_server() as server, client(limit=1) as http:
+        with pytest.raises(KeyError, match="mine"):
+            await http.get(server.url, extensions={"trace": trace})
+        assert connector_of(http).statistics().open == 0
+        assert (await http.get(server.url)).text == "hello"
+        assert len(server.requests) == 1
+
+
 async def test_trace_of_tls(threaded_tls_server: Any, client_ssl: ssl.SSLContext) -> None:
     names: list[str] = []
 
@@ -831,6 +931,47 @@ async def test_target_extension(http_server: Servers) -> None:
     async with http_server() as server, client() as http:
         await http.request("OPTIONS", server.url, extensions={"target": b"*"})
         assert server.requests[0].target == b"*"
+
+
+async def test_target_extension_through_a_forwarding_proxy(http_server: Servers) -> None:
+    """What begins with a slash is made absolute, as the proxy needs it; what does not is as absolute as it can be."""
+    async with http_server() as proxy, client(proxy=proxy.url) as http:
+        for target in (b"/raw%20path", b"http://other.invalid/", b"*"):
+            await http.request("OPTIONS", "http://origin.invalid/", extensions={"target": target})
+        targets = [request.target for request in proxy.requests]
+        assert targets == [b"http://origin.invalid/raw%20path", b"http://other.invalid/", b"*"]
+
+
+@pytest.mark.parametrize(
+    ("url", "host", "port"),
+    [
+        ("http://[2001:db8::1]/", "2001:db8::1", 80),
+        ("https://[::1]:99/", "::1", 99),
+        ("http://a.test:81/", "a.test", 81),
+    ],
+)
+async def test_where_a_url_leads(url: str, host: str, port: int) -> None:
+    async with ScriptedConnector(Fail(OSError(111, "no"))) as connector:
+        with pytest.raises(httpx2.ConnectError):
+            await client(connector).get(url)
+        assert (connector.routes[0].host, connector.routes[0].port) == (host, port)
+
+
+async def test_any_number_of_origins(nursery: trio.Nursery) -> None:
+    """What was planned is kept, but not all for ever."""
+
+    async def answer(peer: trioconn.testing.MemoryStream) -> None:
+        host = (await peer.receive_some()).partition(b"Host: ")[2].partition(b"\r\n")[0]
+        await peer.send_all(b"HTTP/1.0 200 OK\r\n\r\n" + host)
+        await peer.aclose()
+
+    async with ScriptedConnector(handler=answer, nursery=nursery) as connector:
+        http = client(connector)
+        numbers = [*range(300), *range(5)]
+        for number in numbers:
+            assert (await http.get(f"http://h{number}.test/")).text == f"h{number}.test"
+        assert len(http._transport._targets) < 300
+        assert [route.host for route in connector.routes] == [f"h{number}.test" for number in numbers]
 
 
 async def test_upgrade_gives_the_stream(http_server: Servers) -> None:
@@ -882,6 +1023,28 @@ async def test_websocket(http_server: Servers) -> None:
 def answer_tls(sock: ssl.SSLSocket) -> None:
     while sock.recv(65536):
         sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello")
+
+
+async def test_other_protocol_than_ours_is_not_spoken(
+    threaded_tls_server: Any, server_ssl: Any, client_ssl: ssl.SSLContext
+) -> None:
+    """A context of the caller's may offer HTTP/2, and the server take it: HTTP/1.1 would be noise to it."""
+    theirs = server_ssl()
+    theirs.set_alpn_protocols(["h2"])
+    client_ssl.set_alpn_protocols(["h2", "http/1.1"])
+    got: list[bytes] = []
+    ended = threading.Event()
+
+    def listen(sock: ssl.SSLSocket) -> None:
+        got.append(sock.recv(100))
+        ended.set()
+
+    server = threaded_tls_server(listen, context=theirs)
+    async with client(ssl=client_ssl) as http:
+        with pytest.raises(httpx2.ConnectError, match=r"'h2'.*HTTP/1\.1 only"):
+            await http.get(f"https://127.0.0.1:{server.port}")
+        assert connector_of(http).statistics().open == 0
+    assert await trio.to_thread.run_sync(ended.wait, 10) and got == [b""]
 
 
 @pytest.mark.case("aiohttp#12835")
