@@ -5,6 +5,7 @@ Only the standard library's venv (or virtualenv) is used, so nothing but nox its
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -165,19 +166,58 @@ def soak(session: nox.Session) -> None:
     session.run("python", "-m", "pytest", "-m", "soak", "-s", "-o", "faulthandler_timeout=0", *session.posargs)
 
 
+# What decides, and the tests that ought to notice when it decides otherwise: these alone, for they run for each mutant.
+# Not test_fairness.py, whose simulations are slow, nor what meets the module only on its way to something else.
+POOL_TESTS = ["pool/test_rules.py", "pool/test_corners.py", "pool/test_walk.py"]
+MUTATED = {
+    "_pool": POOL_TESTS,
+    "_pool_books": POOL_TESTS,
+    "_pool_state": POOL_TESTS,
+    "_establish.plan": ["plan", "security/test_keys.py"],
+    "_names": ["names", "faults/test_fuzz.py"],
+    "_establish.dns_cache": ["resolve/test_cache.py"],
+    "_establish.addresses": ["race/test_addresses.py"],
+    "_establish.http_connect": ["proxies/test_http_connect.py", "proxies/test_fuzz.py"],
+    "_establish.environment": ["proxies/test_environment.py"],
+    "_establish.hosts_file": ["resolve/test_system_resolver.py", "faults/test_fuzz.py"],
+}
+
+
 @nox.session(python=OLDEST)
 def mutants(session: nox.Session) -> None:
-    """Mutation testing of the pool, in a copy; see docs/mutation.md. Names of mutants run these alone."""
+    """Mutation testing of the modules that decide, in copies; see docs/mutation.md.
+
+    Names of mutants (`"trioconn._names.*"`) run these alone; options (`--max-children=1`) go to mutmut.
+    """
+    import resource  # mutmut, too, wants Unix
+
     # Not the project itself: what is tested is the copy, mutated.
-    session.install("mutmut>=3.8", *PYPROJECT["project"]["dependencies"], *group("test"))
-    copy = Path(session.create_tmp(), "copy")
-    for name in ("trioconn", "tests", "docs"):
-        shutil.copytree(name, copy / name, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__", "_build"))
-    for name in ("pyproject.toml", "README.md"):
-        shutil.copy(name, copy / name)
-    session.chdir(copy)
-    session.run("mutmut", "run", *session.posargs)
-    session.run("mutmut", "results")
+    session.install("mutmut>=3.8", *PYPROJECT["project"]["dependencies"], "socksio", "dnspython", *group("test"))
+    # A loop that a mutant has made endless may collect something.
+    resource.setrlimit(resource.RLIMIT_AS, (3 * 2**30, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    options = [word for word in session.posargs if word.startswith("-")]
+    names = [word for word in session.posargs if not word.startswith("-")]
+    home = Path.cwd()
+    for module, tests in MUTATED.items():
+        wanted = [name for name in names if name.startswith(f"trioconn.{module}.")]
+        if names and not wanted:
+            continue
+        copy = Path(session.create_tmp(), module)
+        shutil.rmtree(copy, ignore_errors=True)
+        for name in ("trioconn", "tests", "docs"):
+            shutil.copytree(home / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", "_build"))
+        shutil.copy(home / "README.md", copy)
+        own = {
+            "only_mutate": [f"trioconn/{module.replace('.', '/')}.py"],
+            "pytest_add_cli_args_test_selection": [f"tests/{test}" for test in tests],
+        }
+        lines = "".join(f"{key} = {json.dumps(value)}\n" for key, value in own.items())
+        project = (home / "pyproject.toml").read_text(encoding="utf-8")
+        project = project.replace("[tool.mutmut]\n", f"[tool.mutmut]\n{lines}")
+        (copy / "pyproject.toml").write_text(project, encoding="utf-8")
+        with session.chdir(copy):
+            session.run("mutmut", "run", *options, *wanted)
+            session.run("mutmut", "results")
 
 
 @nox.session(python=OLDEST)

@@ -9,18 +9,25 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import socket
 import ssl
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
 import trustme
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import seed as hypothesis_seed
+from hypothesis import strategies as st
 
 if TYPE_CHECKING:
     from typing import Self
@@ -28,6 +35,58 @@ if TYPE_CHECKING:
 NAMES = ("localhost", "127.0.0.1", "::1", "example.test", "*.example.test")
 Handler = Callable[[ssl.SSLSocket], object]
 ContextMaker = Callable[..., ssl.SSLContext]
+
+# For `nox -s mutants`: what is found is found, and need not be made shorter; the examples are the same for each mutant.
+settings.register_profile("mutants", derandomize=True, database=None, phases=[Phase.explicit, Phase.generate])
+
+
+@dataclass(frozen=True)
+class Soak:
+    """How long the tests marked ``soak`` run, and which of all their runs this is: the environment says.
+
+    Attributes:
+      seconds: for each of them; what is parametrized shares them. ``TRIOCONN_SOAK_SECONDS``, or 60.
+      programs: how many random programs. ``TRIOCONN_SOAK_PROGRAMS``, or a hundred thousand.
+      seed: the same one runs the same. ``TRIOCONN_SOAK_SEED``, or another each time.
+    """
+
+    seconds: float
+    programs: int
+    seed: int
+
+    def turns(self, share: int = 1) -> Iterator[int]:
+        """Numbers until the time is up, that of one among `share` parameters; each one is a seed."""
+        end = time.monotonic() + self.seconds / share
+        for number in count(self.seed * 10_000_000):
+            yield number
+            if time.monotonic() >= end:
+                return
+
+    def fuzz(self, check: Callable[..., object], *strategies: st.SearchStrategy[Any], share: int = 1) -> int:
+        """Call `check` with values of the strategies until the time is up. Returns how often."""
+        calls = 0
+
+        def run(arguments: tuple[Any, ...]) -> None:
+            nonlocal calls
+            calls += 1
+            check(*arguments)
+
+        patient = settings(max_examples=500, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
+        for number in self.turns(share):
+            hypothesis_seed(number)(patient(given(st.tuples(*strategies))(run)))()
+        return calls
+
+
+@pytest.fixture
+def soak(request: pytest.FixtureRequest) -> Soak:
+    """What the environment says about long tests; see `Soak`. The seed is printed."""
+    own = Soak(
+        float(os.environ.get("TRIOCONN_SOAK_SECONDS", "60")),
+        int(os.environ.get("TRIOCONN_SOAK_PROGRAMS", "100000")),
+        int(os.environ.get("TRIOCONN_SOAK_SEED", random.SystemRandom().randrange(2**31))),
+    )
+    print(f"\n{request.node.name}: TRIOCONN_SOAK_SEED={own.seed}")
+    return own
 
 
 @pytest.fixture(scope="session")

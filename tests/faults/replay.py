@@ -1,4 +1,4 @@
-"""The scheduler's seed.
+"""The scheduler's seed, and the step at which a caller is cancelled.
 
 trio runs the tasks of one tick in a random order, so that nobody relies on any. The order is drawn from
 ``trio._core._run._r``, and tasks of a batch are put in order first if ``_ALLOW_DETERMINISTIC_SCHEDULING`` is set: the
@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import trio
+
 
 @contextmanager
 def fixed_order(seed: int) -> Iterator[None]:
@@ -25,3 +27,31 @@ def fixed_order(seed: int) -> Iterator[None]:
         yield
     finally:
         module._ALLOW_DETERMINISTIC_SCHEDULING, module._r = old
+
+
+class Cutter(trio.abc.Instrument):
+    """Cancels what is inside `armed` before the n-th step of any task after its beginning.
+
+    Attributes:
+      steps: how many there were, inside.
+      cut: whether it has.
+    """
+
+    def __init__(self, n: int) -> None:
+        self._n = n
+        self._scope: trio.CancelScope | None = None
+        self.steps = 0
+        self.cut = False
+
+    @contextmanager
+    def armed(self) -> Iterator[trio.CancelScope]:
+        with trio.CancelScope() as self._scope:
+            yield self._scope
+        self._scope = None
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        if self._scope is not None:
+            self.steps += 1
+            if self.steps == self._n:
+                self.cut = True
+                self._scope.cancel()

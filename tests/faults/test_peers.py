@@ -5,17 +5,20 @@ they send, and does something else at the n-th byte. The wire is a TCP connectio
 pair of `FakeNetwork`, because only TCP can be reset; the time is virtual.
 
 However it goes: the caller has a connection or a `ConnectError`, within the time that an attempt may take; when it has
-an error, nothing is open any more and the slot is free.
+an error, nothing is open any more and the slot is free. So it is when the caller is cancelled meanwhile, at any step.
 """
 
 from __future__ import annotations
 
+import random
 import socket
 import ssl
 import struct
 import weakref
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -24,6 +27,8 @@ import trio.testing
 
 import trioconn
 from trioconn.testing import FakeNetwork
+
+from .replay import Cutter, fixed_order
 
 TIMEOUT = 3.0
 GARBAGE = b"\x00\xff\r\n\r\nHTTP/1.1 200 OK\r\n\r\n\x15\x03\x03\x00\x02\x02\x28"
@@ -250,22 +255,29 @@ async def use(lease: trioconn.Connection, fault: str, *, secured: bool) -> None:
                 assert b"hello".startswith(answer)
 
 
-async def attempt(name: str, fault: str, at: int, contexts: tuple[ssl.SSLContext, ssl.SSLContext]) -> int:
+Contexts = tuple[ssl.SSLContext, ssl.SSLContext]
+
+
+async def attempt(name: str, fault: str, at: int, contexts: Contexts, cutter: Cutter | None = None) -> int:
     """One connection to a peer with a fault. Returns how many bytes the peer would have sent or did send."""
     target, options, connector_options, peer = path(name, *contexts)
+    cutter = cutter or Cutter(0)
     async with facing(peer, fault, at, **connector_options) as (connector, made):
         start = trio.current_time()
-        try:
-            lease = await connector.connect(target, **options)
-        except trioconn.ConnectError as error:
-            check_error(error, fault, round(trio.current_time() - start, 6))
-        else:
-            # The steps were over before the fault, or took no harm from it: it is the user's stream now.
-            async with lease:
-                await use(lease, fault, secured="TLS" in name)
+        with cutter.armed():
+            try:
+                lease = await connector.connect(target, **options)
+            except trioconn.ConnectError as error:
+                check_error(error, fault, round(trio.current_time() - start, 6))
+            else:
+                # The steps were over before the fault, or took no harm from it: it is the user's stream now.
+                async with lease:
+                    await use(lease, fault, secured="TLS" in name)
         await trio.testing.wait_all_tasks_blocked()
         counts = connector.statistics()
-        assert (counts.open, counts.leased, counts.connecting, counts.waiting) == (0, 0, 0, 0)
+        assert (counts.leased, counts.connecting, counts.waiting) == (0, 0, 0)
+        # Who is cancelled when the connection has just been made leaves it to the next one.
+        assert counts.open == (counts.idle if cutter.cut else 0)
         return sum(one.sent for one in made)
 
 
@@ -294,6 +306,52 @@ async def test_a_fault_at_every_byte(
         except BaseException as error:
             error.add_note(f"{name}: {fault} at byte {at} of {length}")
             raise
+
+
+def run_cut(name: str, fault: str, at: int, contexts: Contexts, step: int, seed: int) -> tuple[int, int]:
+    """An attempt whose caller is cancelled before that step of any task. Returns (bytes, steps) that there were."""
+    cutter = Cutter(step)
+    clock = trio.testing.MockClock(autojump_threshold=0)
+    with fixed_order(seed):
+        try:
+            length = trio.run(partial(attempt, name, fault, at, contexts, cutter), clock=clock, instruments=[cutter])
+        except BaseException as error:
+            error.add_note(f"{name}: {fault} at byte {at}, cancelled at step {step}, seed {seed}")
+            raise
+    return length, cutter.steps
+
+
+def draw(number: int, names: tuple[str, ...], contexts: Contexts) -> str:
+    """One fault at one byte, and one cancellation, the same for a number. Returns which fault."""
+    source = random.Random(number)
+    name, fault = source.choice(names), source.choice(FAULTS)
+    length, _ = run_cut(name, "stall", 2**50, contexts, 0, number)  # which is none
+    at = source.randrange(length + 1)
+    _, steps = run_cut(name, fault, at, contexts, 0, number)
+    # How long the records of TLS are is another chance: sometimes it is over a little before.
+    run_cut(name, fault, at, contexts, source.randrange(1, steps + 1), number)
+    return f"{name}, {fault}"
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_a_fault_and_a_cancellation(
+    name: str, server_ssl: Callable[..., ssl.SSLContext], client_ssl: ssl.SSLContext, no_fd_leak: None
+) -> None:
+    if name.startswith("SOCKS"):
+        pytest.importorskip("socksio", reason="the extra socks is not installed")
+    contexts = server_ssl(), client_ssl
+    for number in range(10):
+        draw(number, (name,), contexts)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(0)
+def test_many_faults_and_cancellations(
+    soak: Any, server_ssl: Callable[..., ssl.SSLContext], client_ssl: ssl.SSLContext, no_fd_leak: None
+) -> None:
+    contexts = server_ssl(), client_ssl
+    drawn = Counter(draw(number, PATHS, contexts) for number in soak.turns())
+    print(drawn.total(), "attempts with a fault and a cancellation:", dict(drawn))
 
 
 @pytest.mark.soak

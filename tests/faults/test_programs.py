@@ -6,9 +6,9 @@ beside the run itself, and says which. What either finds is replayed by `run_pro
 
 from __future__ import annotations
 
-import os
 import random
 from collections import Counter
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -56,9 +56,5 @@ def test_a_program_is_the_same_each_time() -> None:
 
 @pytest.mark.soak
 @pytest.mark.timeout(0)
-def test_a_hundred_thousand_programs() -> None:
-    """``TRIOCONN_SOAK_PROGRAMS`` says how many instead, ``TRIOCONN_SOAK_SEED`` which."""
-    seed = int(os.environ.get("TRIOCONN_SOAK_SEED", random.SystemRandom().randrange(2**31)))
-    count = int(os.environ.get("TRIOCONN_SOAK_PROGRAMS", "100000"))
-    print(f"{count} programs of TRIOCONN_SOAK_SEED={seed}")
-    print(drawn(seed, count))
+def test_a_hundred_thousand_programs(soak: Any) -> None:
+    print(drawn(soak.seed, soak.programs))

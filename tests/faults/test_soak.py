@@ -152,7 +152,7 @@ async def client(
         await trio.sleep(source.random() * 15)
 
 
-async def soak(seconds: float, seed: int, server_context: ssl.SSLContext, client_context: ssl.SSLContext) -> None:
+async def crowd(seconds: float, seed: int, server_context: ssl.SSLContext, client_context: ssl.SSLContext) -> None:
     source = random.Random(seed)
     outcomes: Counter[str] = Counter()
     samples: list[tuple[int, int]] = []
@@ -210,12 +210,12 @@ Contexts = Callable[..., ssl.SSLContext]
 def test_clients_and_servers_for_some_seconds(
     server_ssl: Contexts, client_ssl: ssl.SSLContext, no_fd_leak: None
 ) -> None:
-    trio.run(soak, 8, 1, server_ssl(), client_ssl)
+    trio.run(crowd, 8, 1, server_ssl(), client_ssl)
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(0)
-def test_clients_and_servers_for_long(server_ssl: Contexts, client_ssl: ssl.SSLContext, no_fd_leak: None) -> None:
-    seconds = float(os.environ.get("TRIOCONN_SOAK_SECONDS", "60"))
-    seed: Any = os.environ.get("TRIOCONN_SOAK_SEED", random.SystemRandom().randrange(2**31))
-    trio.run(soak, seconds, int(seed), server_ssl(), client_ssl)
+def test_clients_and_servers_for_long(
+    soak: Any, server_ssl: Contexts, client_ssl: ssl.SSLContext, no_fd_leak: None
+) -> None:
+    trio.run(crowd, soak.seconds, soak.seed, server_ssl(), client_ssl)

@@ -5,15 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import Phase, settings
 
 from trioconn._pool import Abort, Attempt, Close, Dial, Grant, Pool, Record, Refuse
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-
-# For `nox -s mutants`: what a walk finds is found, and need not be made shorter; it is the same walk for each mutant.
-settings.register_profile("mutants", derandomize=True, database=None, phases=[Phase.explicit, Phase.generate])
 
 
 class Desk:
