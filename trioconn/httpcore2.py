@@ -133,6 +133,9 @@ class NetworkBackend(httpcore2.AsyncNetworkBackend):
             sock = stream.get_extra_info("socket")
             for option in options or ():
                 sock.setsockopt(*option)
+        except OSError as error:
+            lease.close()
+            raise httpcore2.ConnectError(str(error)) from error
         except BaseException:
             lease.close()
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import trio
 
 import trioconn
+from trioconn.testing import Fail, Hang, MemoryStream, ScriptedConnector, Succeed
 
 httpcore2 = pytest.importorskip("httpcore2")
 ours = pytest.importorskip("trioconn.httpcore2")
@@ -119,3 +121,152 @@ async def test_unix_socket(tmp_path: Any) -> None:
                 with pytest.raises(ValueError, match="elsewhere"):
                     await pool.request("GET", "http://host/")
         nursery.cancel_scope.cancel()
+
+
+# ---- the backend by itself -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("script", "connect_timeout", "raised", "after"),
+    [
+        (Hang(), 2, "ConnectTimeout", 2),
+        (Hang(), None, "ConnectTimeout", 5),
+        (Fail(OSError(111, "no")), 2, "ConnectError", 0),
+        (Fail(trioconn.ProxyRefusedError("407")), 2, "ProxyError", 0),
+    ],
+)
+async def test_failures_are_httpcores(
+    script: Any, connect_timeout: float | None, raised: str, after: float, autojump_clock: Any
+) -> None:
+    async with ScriptedConnector(script, connect_timeout=connect_timeout) as connector:
+        began = trio.current_time()
+        with pytest.raises(getattr(httpcore2, raised)) as caught:
+            await ours.NetworkBackend(connector).connect_tcp("a.test", 80, timeout=5)
+        assert trio.current_time() - began == after and type(caught.value) is getattr(httpcore2, raised)
+        await trio.testing.wait_all_tasks_blocked()
+        assert connector.statistics().open == 0
+
+
+async def test_socket_options(http_server: Any, no_fd_leak: None) -> None:
+    async with http_server() as server, trioconn.TCPConnector() as connector:
+        backend = ours.NetworkBackend(connector)
+
+        async def connect(*options: Any) -> Any:
+            return await backend.connect_tcp("127.0.0.1", server.port, socket_options=options)
+
+        stream = await connect((socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1), (socket.IPPROTO_TCP, socket.TCP_NODELAY, 0))
+        sock = stream.get_extra_info("socket")
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 0  # ours is 1
+        await stream.aclose()
+        with pytest.raises(httpcore2.ConnectError):
+            await connect((socket.SOL_SOCKET, 9999, 1))  # no such option
+        with pytest.raises(TypeError):
+            await connect((1, 2, 3, 4, 5))
+        assert connector.statistics().open == 0
+
+
+async def test_sleep_is_trios(autojump_clock: Any) -> None:
+    async with ScriptedConnector() as connector:
+        began = trio.current_time()
+        await ours.NetworkBackend(connector).sleep(5)
+        assert trio.current_time() - began == 5
+
+
+# ---- a network stream ------------------------------------------------------------------------------------------------
+
+
+async def test_writing_to_who_does_not_listen(autojump_clock: Any) -> None:
+    async with ScriptedConnector(capacity=4) as connector:
+        backend = ours.NetworkBackend(connector)
+        stream = await backend.connect_tcp("a.test", 80)
+        await stream.write(b"")
+        await stream.write(b"four", timeout=2)
+        began = trio.current_time()
+        with pytest.raises(httpcore2.WriteTimeout, match="2 s"):
+            await stream.write(b"more", timeout=2)
+        assert trio.current_time() - began == 2
+        connector.peers[0].reset()
+        with pytest.raises(httpcore2.WriteError):
+            await stream.write(b"more")
+        with pytest.raises(httpcore2.ReadError):
+            await stream.read(1)
+        await stream.aclose()
+        with pytest.raises(httpcore2.WriteError, match="over"):
+            await stream.write(b"more")
+        assert stream.get_extra_info("is_readable") and stream.get_extra_info("socket") is None
+
+
+@pytest.mark.parametrize("how", ["silent", "ended", "closed before"])
+async def test_no_tls(how: str, autojump_clock: Any, nursery: trio.Nursery) -> None:
+    async def peer(stream: MemoryStream) -> None:
+        await stream.receive_some()
+        if how == "ended":
+            stream.close_nowait()
+
+    async with ScriptedConnector(handler=peer, nursery=nursery) as connector:
+        stream = ours.NetworkStream(await connector.connect("tcp://a.test:443"))
+        if how == "closed before":
+            await stream.aclose()
+        with pytest.raises(httpcore2.ConnectTimeout if how == "silent" else httpcore2.ConnectError):
+            await stream.start_tls(ssl.create_default_context(), "a.test", timeout=3)
+        assert connector.statistics().open == 0
+
+
+async def test_cancelled_tls_closes_the_lease() -> None:
+    async with ScriptedConnector() as connector:
+        stream = ours.NetworkStream(await connector.connect("tcp://a.test:443"))
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await stream.start_tls(ssl.create_default_context(), "a.test")
+        assert scope.cancelled_caught and connector.statistics().closed == {"not released": 1}
+
+
+async def test_stream_of_somebody_elses_on_top() -> None:
+    """What cannot be asked whether it is readable is taken for one that is not."""
+    top, _ = trio.testing.memory_stream_pair()
+    async with ScriptedConnector(Succeed()) as connector:
+        stream = ours.NetworkStream(await connector.connect("tcp://a.test:80"), stream=top)
+        assert stream.get_extra_info("is_readable") is False and stream.get_extra_info("ssl_object") is None
+        await stream.aclose()
+        assert stream.get_extra_info("is_readable") is True and connector.statistics().open == 0
+
+
+async def test_tls_inside_a_tunnel_of_ones_own(
+    http_server: Any, server_ssl: Any, client_ssl: ssl.SSLContext, no_fd_leak: None
+) -> None:
+    """CONNECT, and then what the caller likes: the tunnel is the network stream of the response."""
+    transports = pytest.importorskip("trioconn.httpx2")
+    import httpx2
+
+    async def tunnel(peer: Any) -> None:
+        request = await peer.head()
+        assert (request.method, request.target) == (b"CONNECT", b"a.example.test:443")
+        await peer.send(b"HTTP/1.1 200 OK\r\n\r\n")
+        top = trio.SSLStream(peer.stream, server_ssl(), server_side=True, https_compatible=True)
+        async for data in top:
+            await top.send_all(data.upper())
+
+    async with http_server(tunnel) as server, trioconn.TCPConnector() as connector:
+        http = httpx2.AsyncClient(transport=transports.Transport(connector), trust_env=False)
+        target = {"target": b"a.example.test:443"}
+        async with http.stream("CONNECT", server.url, extensions=target) as response:
+            plain = response.extensions["network_stream"]
+            stream = await plain.start_tls(client_ssl, "a.example.test", timeout=10)
+            await stream.write(b"shout")
+            assert await stream.read(99) == b"SHOUT"
+            view = stream.get_extra_info("ssl_object")
+            assert view.version().startswith("TLSv1.") and view.getpeercert()
+            assert stream.get_extra_info("socket") is plain.get_extra_info("socket") is not None
+            assert plain.get_extra_info("ssl_object") is None
+            await stream.aclose()
+        assert connector.statistics().open == 0
+
+
+async def test_socket_below_tls(threaded_tls_server: Any, client_ssl: ssl.SSLContext) -> None:
+    async with trioconn.TCPConnector(ssl=client_ssl) as connector:
+        lease = await connector.connect(f"https://127.0.0.1:{threaded_tls_server().port}")
+        stream = ours.NetworkStream(lease)
+        assert stream.get_extra_info("socket").fileno() == lease.stream.fileno() > 0
+        assert stream.get_extra_info("ssl_object").cipher()
+        await stream.aclose()
