@@ -343,8 +343,7 @@ class NamedPipeConnector(_PathConnector):
             tls_sessions=tls_sessions,
             **options,
         )
+        require_named_pipes()  # at the end, so that a mistake in the options is found on every system
 
     def _judged(self, path: Any) -> str:
-        judged = check_pipe_path(path, allow_remote=self._allow_remote)
-        require_named_pipes()
-        return judged
+        return check_pipe_path(path, allow_remote=self._allow_remote)

@@ -14,7 +14,10 @@ import trio
 import trio.testing
 
 import trioconn
+from trioconn import _connectors
+from trioconn._establish import dial
 from trioconn._http11 import Exchange
+from trioconn.testing import memory_stream_pair
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -118,6 +121,40 @@ def test_path_is_judged_first(path: str) -> None:
     """On every system, so that a mistake is found where the tests run."""
     with pytest.raises(trioconn.InvalidTargetError, match="pipe"):
         trioconn.NamedPipeConnector(path)
+
+
+@pytest.mark.parametrize("mistake", [{"limit": -1}, {"ssl": True, "ssl_shutdown_timeout": -1.0}])
+def test_options_are_judged_on_every_system(mistake: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"limit|ssl_shutdown_timeout"):
+        trioconn.NamedPipeConnector(r"\\.\pipe\name", **mistake)
+
+
+async def test_the_whole_way_over_a_pipe_that_is_memory(nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All but the system's part, on every system: the path asked for, the pool on top, what observers are told."""
+    opened: list[str] = []
+    told: list[trioconn.events.Event] = []
+
+    async def serve(peer: trio.abc.Stream) -> None:
+        async for data in peer:
+            await peer.send_all(data)
+
+    async def open_pipe(path: str, *, report: Any) -> trio.abc.Stream:
+        opened.append(path)
+        ours, theirs = memory_stream_pair()
+        nursery.start_soon(serve, theirs)
+        return ours
+
+    monkeypatch.setattr(dial, "open_pipe", open_pipe)
+    monkeypatch.setattr(_connectors, "require_named_pipes", lambda: None)
+    async with trioconn.NamedPipeConnector("//./pipe/name", observers=[told.append]) as connector:
+        for turn in range(2):
+            async with await connector.connect("http://engine/") as connection:
+                await connection.stream.send_all(b"x")
+                assert await connection.stream.receive_some() == b"x"
+                assert connection.reused == (turn == 1)
+                connection.release()
+    assert opened == [connector.path] == [r"\\.\pipe\name"]
+    assert any(isinstance(event, trioconn.events.AttemptWon) for event in told)
 
 
 @on_windows

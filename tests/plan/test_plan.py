@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import socket
 import ssl
+import sys
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
@@ -12,6 +14,8 @@ import trio
 
 import trioconn
 from trioconn import Fingerprint, InvalidTargetError, Proxy, TCPConnector, UnixConnector
+from trioconn._establish import unix
+from trioconn._establish.unix import check_unix_path
 from trioconn._route import ConnectStep, SocksStep, TCPHop, TLSStep, UnixHop
 
 if TYPE_CHECKING:
@@ -421,6 +425,30 @@ def test_bad_unix_paths(path: str) -> None:
         UnixConnector(path)
 
 
+@pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="no Unix sockets on this system")
+def test_abstract_unix_paths(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names that are no files: Linux has them. Elsewhere the name would be a file's, or be cut at the NUL."""
+    monkeypatch.setattr(unix, "sys", SimpleNamespace(platform="linux"))
+    connector = UnixConnector("\0name")
+    assert connector.path == "\0name"
+    assert connector.route("unix:").first == UnixHop("\0name")
+    monkeypatch.setattr(unix, "sys", SimpleNamespace(platform="darwin"))
+    with pytest.raises(InvalidTargetError, match="Linux only"):
+        UnixConnector("\0name")
+
+
+@pytest.mark.parametrize("path", [7, None, ["/x"]])
+def test_what_is_no_path(path: Any) -> None:
+    with pytest.raises(TypeError, match=f"not {type(path).__name__}"):
+        check_unix_path(path)
+
+
+def test_a_system_without_unix_sockets_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(socket, "AF_UNIX", raising=False)
+    with pytest.raises(NotImplementedError, match="no Unix sockets"):
+        UnixConnector("/x")
+
+
 @pytest.mark.security(6)
 @pytest.mark.security(7)
 @pytest.mark.security(8)
@@ -434,7 +462,21 @@ def test_isolation_is_compared_with_its_type(tcp: TCPConnector) -> None:
             tcp.route("https://a.test", isolation=wrong)  # type: ignore[arg-type]
 
 
+def test_a_missing_extra_is_named_before_anything_is_dialled(
+    tcp: TCPConnector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "socksio", None)
+    with pytest.raises(ImportError, match=r"trioconn\[socks\]"):
+        tcp.route("https://a.test", proxy="socks5h://p.test")
+    assert tcp.route("https://a.test", proxy="http://p.test").proxies
+
+
 # Connectors of one's own, and whose routes are whose
+
+
+async def test_connectors_that_dial_by_themselves_make_no_stream_for_others(tcp: TCPConnector) -> None:
+    with pytest.raises(NotImplementedError, match="subclass BaseConnector"):
+        await tcp.create_stream(tcp.route("http://a.test"))
 
 
 class Own(trioconn.BaseConnector):
