@@ -237,7 +237,7 @@ class BaseConnector:
     def __exit__(self, *args: object) -> None:
         raise TypeError("a connector is asynchronous: write `async with connector:`")
 
-    if not TYPE_CHECKING:
+    if not TYPE_CHECKING:  # pragma: no branch - always so while it runs
 
         def __getattr__(self, name: str) -> NoReturn:
             hint = ": write `await connector.aclose()`" if name == "close" else ""

@@ -398,10 +398,10 @@ class Shell:
             self.drop(record, reason)
             await trio.lowlevel.checkpoint()
             return
-        if self._watch is not None:
-            # The stream closes its descriptor before the pool is told, and by then the number may be another's.
-            self._watch.forget(record.connection.fd)
-            record.connection.fd = -1
+        assert self._watch is not None
+        # The stream closes its descriptor before the pool is told, and by then the number may be another's.
+        self._watch.forget(record.connection.fd)
+        record.connection.fd = -1
         try:
             await say_goodbye(stream, self.habits.grace)
         finally:
@@ -536,15 +536,14 @@ class Shell:
 
     def _close(self, held: Held, reason: str) -> None:
         """Close a connection now. Telling the pool is the caller's part."""
-        if not held.closed:
-            self._end(held, reason)
-            held.stream.close_nowait()
+        self._end(held, reason)
+        held.stream.close_nowait()
 
     def _end(self, held: Held, reason: str) -> None:
+        assert not held.closed and self._watch is not None
         held.closed = True
         self.closed_by[reason] += 1
-        if self._watch is not None:
-            self._watch.forget(held.fd)  # before it is closed: the number comes back
+        self._watch.forget(held.fd)  # before it is closed: the number comes back
         if self.audience.active:
             now = trio.current_time()
             self.audience.add(
