@@ -100,5 +100,5 @@ class Watch(Generic[T]):
     def close(self) -> None:
         """Give up the descriptor of the watch itself. May be called again."""
         self._things.clear()
-        if self._poller is not None:  # pragma: no branch - only Windows has none
+        if self._poller is not None:
             self._poller.close()
