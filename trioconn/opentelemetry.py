@@ -128,8 +128,6 @@ class MetricsObserver:
         before = self._states.pop(key, None)
         if state is not None:
             self._states[key] = state
-        if before == state:
-            return
         attributes = self._of(event.route)
         for name, change in ((before, -1), (state, 1)):
             if name is not None:

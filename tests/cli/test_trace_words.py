@@ -144,6 +144,8 @@ def test_each_name_that_is_looked_up_gets_its_own_answer() -> None:
     tape(0.006, events.LookupStarted, host="example.test")
     tape(0.007, events.LookupStarted, host="other.test")
     tape(0.017, events.LookupFinished, host="other.test", addresses=("192.0.2.1", "192.0.2.2"))
+    tape(1.0, events.LookupStarted, host="other.test")
+    tape(1.5, events.LookupFinished, host="other.test", error="the server failed")
     tape(2.0, events.AttemptLost, index=0)
     tape.failed(2.0, trioconn.ConnectTimeoutError("no connection within 2 s", stage="resolve"))
     made, shown = told(tape)
@@ -151,11 +153,13 @@ def test_each_name_that_is_looked_up_gets_its_own_answer() -> None:
         ("proxy.test", 0.004),
         ("example.test", None),
         ("other.test", 0.017),
+        ("other.test", 1.5),
     ]
     assert [row.split(maxsplit=2)[1:] for row in shown.splitlines() if row.startswith("dns ")] == [
         ["proxy.test", "1 address, 4.0 ms"],
         ["example.test", "no answer"],
         ["other.test", "2 addresses, 10 ms"],
+        ["other.test", "nothing found, 500 ms"],
     ]
 
 

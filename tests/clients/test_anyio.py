@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
+from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 
 import trioconn
+from trioconn.testing import ScriptedConnector
 
 anyio = pytest.importorskip("anyio")
 ours = pytest.importorskip("trioconn.anyio")
@@ -94,3 +97,26 @@ async def test_tls_attributes(threaded_tls_server: Any, client_ssl: ssl.SSLConte
         assert stream.extra(TLSAttribute.peer_certificate_binary)
         with pytest.raises(NotImplementedError):
             await stream.send_eof()
+
+
+async def test_a_stream_without_addresses_has_no_attributes_of_any() -> None:
+    async with ScriptedConnector() as connector:
+        stream = await ours.ByteStreamConnectable(connector, "tcp://a.test:1").connect()
+        assert stream.extra_attributes == {}
+        with pytest.raises(anyio.TypedAttributeLookupError):
+            stream.extra(anyio.abc.SocketAttribute.remote_address)
+        await stream.aclose()
+
+
+@pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="no Unix sockets here")
+async def test_a_unix_socket_has_a_path_and_no_port(tmp_path: Path) -> None:
+    path = str(tmp_path / "s")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+        async with trioconn.UnixConnector(path) as connector:
+            stream = await ours.ByteStreamConnectable(connector, "http://a.test").connect()
+            assert stream.extra(anyio.abc.SocketAttribute.remote_address) == path
+            assert stream.extra(anyio.abc.SocketAttribute.remote_port, None) is None
+            assert stream.extra(anyio.abc.SocketAttribute.local_port, None) is None
+            await stream.aclose()

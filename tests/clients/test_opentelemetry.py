@@ -5,12 +5,15 @@ from __future__ import annotations
 import gc
 import socket
 import weakref
+from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 
 import trioconn
+from trioconn import events
+from trioconn.testing import ScriptedConnector, Succeed
 
 pytest.importorskip("opentelemetry.sdk.metrics")
 ours = pytest.importorskip("trioconn.opentelemetry")
@@ -138,3 +141,64 @@ def test_a_provider_is_not_kept_alive() -> None:
     del provider
     gc.collect()
     assert gone() is None
+
+
+async def test_one_of_two_who_wait_gives_up_and_the_connection_is_active_all_the_same(
+    reader: InMemoryMetricReader, provider: Any, autojump_clock: Any
+) -> None:
+    observer = ours.MetricsObserver(provider)
+    async with ScriptedConnector(lambda route: Succeed(after=2), limit=1, observers=[observer]) as connector:
+
+        async def give_up() -> None:
+            with trio.move_on_after(1):
+                await connector.connect("http://a.test")
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(give_up)
+            lease = await connector.connect("http://a.test")
+        assert open_connections(reader) == {"active": 1}
+        lease.release()
+        assert open_connections(reader) == {"active": 0, "idle": 1}
+    assert not observer._waiting
+    _, queue = points(reader)["http.client.request.time_in_queue"]
+    assert (queue.count, queue.min, queue.max) == (2, 1, 2)
+
+
+@pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="no Unix sockets here")
+async def test_a_path_stands_for_the_server_where_there_is_no_host(
+    reader: InMemoryMetricReader, provider: Any, tmp_path: Path
+) -> None:
+    path = str(tmp_path / "s")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+        async with trioconn.UnixConnector(path, observers=[ours.MetricsObserver(provider)]) as connector:
+            (await connector.connect("unix:")).close()
+    _, duration = points(reader)["http.client.connection.duration"]
+    assert dict(duration.attributes) == {"server.address": path, "url.scheme": "unix"}
+
+
+def told(kind: type[Any], route: trioconn.Route, at: float = 0.0, **fields: Any) -> Any:
+    return kind(at=at, route=route, **fields)
+
+
+def test_a_lookup_that_two_attempts_share_is_one(reader: InMemoryMetricReader, provider: Any) -> None:
+    observer, route = ours.MetricsObserver(provider), trioconn.TCPConnector().route("http://a.test")
+    for at, shared in ((0.0, False), (0.25, True)):
+        observer(told(events.LookupStarted, route, at, dial=1, host="a.test", shared=shared))
+    for _ in range(2):
+        observer(told(events.LookupFinished, route, 1.0, dial=1, host="a.test"))
+    _, lookup = points(reader)["dns.lookup.duration"]
+    assert lookup.count == 1
+
+
+def test_what_is_known_of_routes_has_a_bound(reader: InMemoryMetricReader, provider: Any) -> None:
+    observer, connector = ours.MetricsObserver(provider), trioconn.TCPConnector()
+    for port in range(1, 1503):
+        route = connector.route(f"http://a.test:{port}")
+        observer(told(events.Closed, route, connection=port, reason="closed", age=1.0))
+        observer(told(events.Closed, route, connection=port, reason="closed", age=2.0))
+        assert len(observer._attributes) <= 1000
+    _, *durations = points(reader)["http.client.connection.duration"]
+    found = {point.attributes["server.port"]: point.sum for point in durations if "server.port" in point.attributes}
+    assert found and set(found.values()) == {3.0}

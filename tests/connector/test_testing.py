@@ -58,8 +58,12 @@ async def test_what_a_memory_stream_knows_at_once() -> None:
     right.close_nowait()
     assert not left.probe() and left.probe_reason == "server closed"
     assert left.receive_nowait() == b""
+    assert repr(left) == "<MemoryStream, open>"
     left.close_nowait()
+    assert repr(left) == "<MemoryStream, closed>"
     assert not left.probe() and left.probe_reason == "closed" and left.closed
+    with pytest.raises(trio.ClosedResourceError):
+        await left.send_eof()
 
 
 async def test_a_reset_loses_what_was_on_the_way() -> None:
@@ -240,3 +244,34 @@ async def test_a_proxy_that_says_what_it_is_told(
             with pytest.raises(trioconn.ProxyConnectError):
                 await connector.connect("tcp://a.test:7")
         assert len(proxy.requests) == 4 and proxy.requests[0].startswith(b"CONNECT a.test:7 HTTP/1.1\r\n")
+
+
+async def test_a_proxy_that_refused_reads_on_and_says_no_more() -> None:
+    client, server = memory_stream_pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ConnectProxy(b"HTTP/1.1 403 No\r\n\r\n"), server)
+        await client.send_all(b"CONNECT a.test:7 HTTP/1.1\r\n\r\n")
+        assert await client.receive_some() == b"HTTP/1.1 403 No\r\n\r\n"
+        await client.send_all(b"more")
+        await trio.testing.wait_all_tasks_blocked()
+        with pytest.raises(trio.WouldBlock):
+            client.receive_nowait()
+        assert server.probe_reason == "" and not server._incoming.data, "it was read"
+        client.close_nowait()
+
+
+async def test_a_peer_whose_client_broke_off_is_not_open(nursery: trio.Nursery, no_fd_leak: None) -> None:
+    async def talk(stream: trio.abc.Stream) -> None:
+        await stream.send_all(b"never read, so that closing is a reset")
+        await trio.sleep_forever()
+
+    network = FakeNetwork(nursery)
+    network.add_host("a.test", "192.0.2.1")
+    network.listen("192.0.2.1", talk)
+    async with network.connector() as connector:
+        lease = await connector.connect("tcp://a.test:7")
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(network.open_peers) == 1
+        lease.close()
+        assert network.open_peers == []
+    nursery.cancel_scope.cancel()

@@ -336,3 +336,20 @@ async def test_a_failing_dial_is_refused_with_its_own_event(autojump_clock: trio
             await connector.connect(A)
     assert names(told) == ["Queued", "DialStarted", "DialFailed", "QueueEnded"]
     assert [event.at - told[0].at for event in told] == [0, 0, 1, 1]
+
+
+def test_events_are_values() -> None:
+    connector = trioconn.TCPConnector()
+    one, other = connector.route(A), connector.route(B)
+    event = events.Queued(at=1.0, route=one, waiter=1)
+    assert event == events.Queued(at=1.0, route=connector.route(A), waiter=1)
+    assert event != events.Queued(at=2.0, route=one, waiter=1)
+    assert event != events.Queued(at=1.0, route=other, waiter=1)
+    assert event != events.Queued(at=1.0, route=one, waiter=2)
+    assert event != events.Event(at=1.0, route=one)
+    assert events.CacheHit(at=1.0, route=one, dial=1, host="a.test") != events.CacheMiss(
+        at=1.0, route=one, dial=1, host="a.test"
+    )
+    assert repr(event) == f"Queued(at=1.0, route={one!r}, waiter=1)"
+    with pytest.raises(TypeError, match="unhashable"):
+        hash(event)

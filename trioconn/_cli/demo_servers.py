@@ -123,11 +123,8 @@ def _race_listener(stack: contextlib.ExitStack) -> tuple[socket.socket, str | No
     for address in ("::1", "127.0.0.2"):  # the first is missing in some containers, the second on macOS
         for _ in range(5):  # the same port may be taken on the other address
             good = _tcp(stack)
-            try:
+            with contextlib.suppress(OSError):
                 _tcp(stack, address, good.getsockname()[1])
-            except OSError:
-                good.close()
-            else:
                 return good, address
     return _tcp(stack), None
 

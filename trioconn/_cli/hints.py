@@ -76,7 +76,9 @@ def _about_verification(document: dict[str, Any], error: dict[str, Any]) -> list
 
 
 def _presented(document: dict[str, Any], hop: int) -> dict[str, Any]:
-    return next((certificate for certificate in document["presented"] if certificate["hop"] == hop), {})
+    presented: list[dict[str, Any]] = document["presented"]
+    unseen: dict[str, Any] = {}
+    return next((certificate for certificate in presented if certificate["hop"] == hop), unseen)
 
 
 def _about_race(dial: dict[str, Any]) -> list[str]:
