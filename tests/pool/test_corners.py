@@ -153,3 +153,21 @@ def test_all_that_is_due_at_one_moment_is_done_at_each_endpoint(desk: MakeDesk) 
     assert sorted(pool.after(0.25).expired()) == sorted([
         "close c1 evicted", "dial A2/1", "close c2 evicted", "dial B2/1",
     ])  # fmt: skip
+
+
+def test_who_joins_the_hungry_is_told_what_is_due_at_that_moment(desk: MakeDesk) -> None:
+    pool = desk(1, keepalive_timeout=0.25)
+    pool.keep("A", "c", dial_time=4)
+    assert pool.after(0.125).wanted("w", "B") == []
+    assert pool.after(0.125).wanted("x", "B") == ["close c idle", "dial B/1"]
+
+
+def test_a_route_whose_attempts_suffice_again_is_hungry_no_longer(desk: MakeDesk) -> None:
+    pool = desk(3)
+    pool.keep("B", "b", dial_time=4)
+    pool.lease("A", "a")
+    assert pool.wanted("w", "A") == ["dial A/2"]
+    assert pool.wanted("x", "A") == []
+    assert pool.deadline_in() == 0.5  # then b is closed for the other one
+    assert pool.released("a") == ["grant w a"]
+    assert pool.deadline_in() is None
