@@ -102,7 +102,6 @@ class Shell:
         self.habits = habits
         self.audience = audience
         self.closed = False
-        self.left = False
         self.thread = 0
         self.clock: Callable[[], float] = trio.current_time
         self.token: trio.lowlevel.TrioToken | None = None
@@ -160,7 +159,6 @@ class Shell:
             try:
                 await self.crew.leave(leaving)  # noqa: ASYNC102 - all it waits for is cancelled
             finally:
-                self.left = True
                 self._watch.close()
 
     @enable_ki_protection
@@ -408,12 +406,12 @@ class Shell:
             self.drop(record, reason)
 
     def run_soon(self, f: Callable[[], object]) -> None:
-        """Call `f` in the connector's run, from whatever thread. Does nothing once the connector has been left."""
-        if self.token is not None and not self.left:
-            try:
-                self.token.run_sync_soon(f)
-            except trio.RunFinishedError:
-                pass  # and with the run ended what there was to do
+        """Call `f` in the connector's run, from whatever thread. Does nothing once the run has ended."""
+        assert self.token is not None
+        try:
+            self.token.run_sync_soon(f)
+        except trio.RunFinishedError:
+            pass  # and with the run ended what there was to do
 
     # ---- orders ------------------------------------------------------------------------------------------------------
 

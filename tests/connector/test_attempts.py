@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import socket
 import ssl
+import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -310,6 +312,21 @@ async def test_a_socket_stream_of_trio(tcp_server: Callable[..., Any], no_fd_lea
         check_clean(connector)
 
 
+async def test_a_peer_that_has_gone_already_has_no_address() -> None:
+    """The connection was made, so it is handed out, and what became of it is for its holder to read."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = trio.socket.from_stdlib_socket(socket.create_connection(listener.getsockname()))
+        server, _ = listener.accept()
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # resets, when it is closed
+    server.close()
+    async with ScriptedConnector(Succeed(stream=trio.SocketStream(client))) as connector:
+        async with await connector.connect(A) as lease:
+            assert lease.info.remote_address is None and lease.info.local_address[0] == "127.0.0.1"
+            with pytest.raises(trio.BrokenResourceError):
+                await lease.stream.receive_some()
+        check_clean(connector)
+
+
 async def test_an_ssl_stream_of_trio(threaded_tls_server: Callable[..., Any], client_ssl: ssl.SSLContext) -> None:
     server = threaded_tls_server()
 
@@ -427,6 +444,27 @@ async def test_prewarm_raises_the_first_error_if_fewer_came(
         else:
             await connector.prewarm(A, 2)
         assert counts(connector) == (0, 2 - len(failing), 0, 0)
+
+
+async def test_prewarm_raises_nothing_if_others_made_up_for_it(
+    autojump_clock: trio.testing.MockClock, scripted: Scripted
+) -> None:
+    script = [Fail(OSError(111, "no"), after=1), Succeed(after=3), Succeed(after=0.5)]
+    async with scripted(script) as connector, trio.open_nursery() as nursery:
+        nursery.start_soon(connector.prewarm, A, 2)
+        await trio.sleep(2)
+        leases: list[trioconn.Connection] = []
+
+        async def connect() -> None:
+            leases.append(await connector.connect(A))
+
+        for _ in range(2):
+            nursery.start_soon(connect)
+        await trio.sleep(1)
+        await settle()
+        assert not nursery.child_tasks and counts(connector) == (2, 0, 0, 0) and connector.dials == 3
+        for lease in leases:
+            lease.release()
 
 
 async def test_two_prewarms_never_get_the_same_error(

@@ -9,6 +9,7 @@ import pickle
 import socket
 import ssl
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 import trio
@@ -56,6 +57,33 @@ def test_a_route_is_copied_as_itself_and_never_pickled() -> None:
     assert copy.copy(route) is route and copy.deepcopy([route])[0] is route
     with pytest.raises(TypeError, match="pickle"):
         pickle.dumps(route)
+
+
+def test_a_route_is_equal_to_routes_and_to_what_says_so() -> None:
+    route = route_with_secrets()
+    assert route != "https://a.test" and route != route.endpoint and route == ANY
+    assert route not in {"https://a.test": 1}
+
+
+async def test_an_exception_that_cannot_be_copied_is_given_to_all() -> None:
+    """One object in two tasks is bad; but an error of our own about the copy would be worse."""
+
+    class Picky(Exception):
+        def __init__(self, code: int, what: str) -> None:
+            super().__init__(f"{code}: {what}")
+
+    async with ScriptedConnector(Fail(Picky(7, "no")), limit=1) as connector, trio.open_nursery() as nursery:
+        caught: list[BaseException] = []
+
+        async def call() -> None:
+            with pytest.raises(Picky, match="7: no") as error:
+                await connector.connect(A)
+            caught.append(error.value)
+
+        for _ in range(3):
+            nursery.start_soon(call)
+        await settle()
+        assert len(caught) == 3
 
 
 def test_a_certificate_error_has_what_those_of_ssl_have() -> None:

@@ -111,6 +111,29 @@ async def test_idle_for_keeps_for_ever_no_longer(autojump_clock: trio.testing.Mo
         assert counts(connector) == (0, 0, 0, 0)
 
 
+async def test_many_short_times_are_not_all_remembered(
+    autojump_clock: trio.testing.MockClock, scripted: Scripted
+) -> None:
+    """A server that says its time with each response leaves a note each time; the old ones are thrown away."""
+    start = trio.current_time()
+    async with scripted() as connector:
+        (await connector.connect("tcp://c.test:1")).release()
+        (await connector.connect(B)).release(idle_for=3)
+        lease = await connector.connect(A)
+        for _ in range(64):
+            await trio.sleep(0.03125)
+            lease.release(idle_for=10)
+            lease = connector.connect_nowait(A)
+        lease.release(idle_for=10)
+        assert len(connector._shell.pool._early) < 50
+        for until, left in ((3, 2), (12, 1), (15, 0)):
+            await trio.sleep_until(start + until - 0.0625)
+            assert counts(connector) == (0, left + 1, 0, 0)
+            await trio.sleep(0.0625)
+            await settle()
+            assert counts(connector) == (0, left, 0, 0)
+
+
 @pytest.mark.parametrize("max_uses", [1, 3])
 async def test_max_uses(max_uses: int, scripted: Scripted) -> None:
     async with scripted(max_uses=max_uses) as connector:

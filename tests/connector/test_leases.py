@@ -145,6 +145,49 @@ async def test_use_after_the_end(end: str, scripted: Scripted) -> None:
         assert lease.proxy_headers == () and lease.protocol is None
 
 
+@pytest.mark.parametrize("end", ["release", "close", "lost"])
+def test_a_lease_that_outlives_its_run(end: str) -> None:
+    connector = ScriptedConnector()
+    leases: list[trioconn.Connection] = []
+
+    async def main() -> None:
+        async with connector:
+            leases.append(await connector.connect(A))
+
+    trio.run(main)
+    lease = leases.pop()
+    if end == "lost":
+        del lease  # which warns of nothing: it was closed with its connector
+    else:
+        thread = threading.Thread(target=getattr(lease, end))
+        thread.start()
+        thread.join()
+        assert lease.closed
+    assert connector.statistics().closed == {"closed": 1}
+
+
+@pytest.mark.parametrize("ask", ["leases", "connect_nowait", "aclose"])
+async def test_a_connector_asked_in_another_thread(ask: str, scripted: Scripted) -> None:
+    def elsewhere() -> None:
+        answer = connector.connect_nowait(A) if ask == "connect_nowait" else getattr(connector, ask)()
+        if ask == "aclose":
+            answer.send(None)
+
+    async with scripted(observers=[lambda event: None]) as connector:  # else trio itself says that this is no run
+        with pytest.raises(RuntimeError, match="another trio run or thread"):
+            await trio.to_thread.run_sync(elsewhere)
+        (await connector.connect(A)).close()
+
+
+async def test_a_route_leads_where_its_url_does(scripted: Scripted) -> None:
+    async with scripted() as connector:
+        route = connector.route(A)
+        (await connector.connect(route)).release()
+        connector.connect_nowait(route).release()
+        connector.connect_nowait(A).release()
+        assert connector.dials == 1 and connector.routes == [route]
+
+
 @pytest.mark.parametrize("call", ["receive_some", "send_all", "wait"])
 async def test_a_task_inside_a_call_at_release(call: str, scripted: Scripted) -> None:
     async with scripted(capacity=1) as connector:

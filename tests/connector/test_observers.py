@@ -95,24 +95,36 @@ async def test_how_a_wait_ends(
 @pytest.mark.aiohttp("exception_during_connection_queued_tracing")
 @pytest.mark.aiohttp("exception_during_connection_reuse_tracing")
 @pytest.mark.case("aiohttp#10529")
-async def test_one_that_raises_is_called_no_more(scripted: Scripted, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("at", range(1, 8))
+async def test_one_that_raises_is_called_no_more(at: int, scripted: Scripted, caplog: pytest.LogCaptureFixture) -> None:
     before: list[Any] = []
     bad: list[Any] = []
     after: list[Any] = []
 
     def fail(event: events.Event) -> None:
         bad.append(event)
-        if len(bad) == 2:
+        if len(bad) == at:
             raise ValueError("mine")
 
     async with scripted(observers=[before.append, fail, after.append]) as connector:
         (await connector.connect(A)).release()
         (await connector.connect(A)).close()
-        assert names(before) == names(after) and len(before) == 7 and len(bad) == 2
+        assert names(before) == names(after) and len(before) == 7 and len(bad) == at
         assert caplog.text.count("is called no more") == 1 and "ValueError: mine" in caplog.text
-        bad[:] = [None]
+
+
+async def test_one_of_a_call_that_raises_is_called_no_more(
+    scripted: Scripted, caplog: pytest.LogCaptureFixture
+) -> None:
+    bad: list[Any] = []
+
+    def fail(event: events.Event) -> None:
+        bad.append(event)
+        raise ValueError("mine")
+
+    async with scripted() as connector:
         (await connector.connect(A, observers=[fail])).close()
-        assert len(bad) == 2
+        assert names(bad) == ["Queued"] and caplog.text.count("is called no more") == 1
 
 
 CALLS: dict[str, Callable[[trioconn.BaseConnector], Any]] = {
@@ -163,6 +175,54 @@ async def test_an_observer_may_release_and_look(scripted: Scripted) -> None:
         with trio.fail_after(5):
             (await connector.connect(A)).release()
     assert names(told).count("Released") == 2
+
+
+@pytest.mark.parametrize("at", ["Created", "Reused", "Released"])
+async def test_what_an_observer_releases_is_told_after_what_it_hears(at: str, scripted: Scripted) -> None:
+    told: list[Any] = []
+    leases: list[trioconn.Connection] = []
+
+    def observer(event: events.Event) -> None:
+        told.append(event)
+        if type(event).__name__ == at and leases:
+            leases.pop().release()
+            assert told[-1] is event  # not in between
+
+    late: list[Any] = []
+    async with scripted(observers=[observer, late.append]) as connector:
+        other = await connector.connect(B)
+        if at != "Created":
+            (await connector.connect(A)).release()
+        told.clear()
+        late.clear()
+        leases.append(other)
+        (await connector.connect(A)).release()
+        assert told == late
+        assert [(type(event).__name__, event.route is other.route) for event in told] == {
+            "Created": [
+                *[("Queued", False), ("DialStarted", False), ("Created", False)],
+                *[("Released", True), ("QueueEnded", False), ("Released", False)],
+            ],
+            "Reused": [("Reused", False), ("Released", True), ("Released", False)],
+            "Released": [("Reused", False), ("Released", False), ("Released", True)],
+        }[at]
+        assert counts(connector) == (0, 2, 0, 0)
+
+
+async def test_told_that_it_waits_also_where_others_wait_already(scripted: Scripted) -> None:
+    told: list[Any] = []
+    async with scripted(limit=1) as connector, trio.open_nursery() as nursery:
+        lease = await connector.connect(A)
+
+        async def use(*observers: Any) -> None:
+            (await connector.connect(A, observers=observers)).release()
+
+        nursery.start_soon(use)
+        await settle()
+        nursery.start_soon(use, told.append)
+        await settle()
+        assert names(told) == ["Queued"]
+        lease.release()
 
 
 async def test_told_after_the_fixed_point(scripted: Scripted) -> None:

@@ -73,6 +73,14 @@ def test_false_a_labels(text: str) -> None:
         parse_host(text)
 
 
+@pytest.mark.security(77)
+def test_no_table_of_unicode_makes_two_labels_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Today's tables map no character to a dot but those at which names are divided; tomorrow's are not ours."""
+    monkeypatch.setattr(idna, "encode", lambda *args, **options: b"trusted.evil")
+    with pytest.raises(InvalidTargetError, match="more than one label"):
+        parse_host("trusted\u2024evil.test")
+
+
 EMPTY_OR_LONG = [
     "", ".", "..", "...", "a..b", ".a", "a.test..", "。", LONG_LABEL + "a", LONGEST + "a", LONGEST + "a.",
     "a." * 127 + "b", "ü" * 64, "ü" * 60, ".".join(["ü" * 40] * 6),
