@@ -210,3 +210,35 @@ def test_os_environ_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     assert proxy_for("http://x.test").proxy is None
     monkeypatch.setenv("HTTP_PROXY", H)
     assert proxy_for("http://x.test").proxy == Proxy(H)
+
+
+@pytest.mark.parametrize(
+    ("url", "environ", "reason"),
+    [
+        ("http://x.test", {}, "http_proxy and all_proxy name no proxy."),
+        ("tcp://x.test:1", {}, "all_proxy names no proxy."),
+        ("http://x.test", {"http_proxy": H}, "http_proxy names it for http."),
+        (
+            "http://x.test",
+            {"HTTP_PROXY": H, "REQUEST_METHOD": "GET", "all_proxy": A},
+            "HTTP_PROXY is ignored because REQUEST_METHOD is set, all_proxy names it for http.",
+        ),
+    ],
+)
+def test_the_reason_is_a_sentence(url: str, environ: dict[str, str], reason: str) -> None:
+    assert proxy_for(url, environ).reason == reason
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("ftp://x.test", "scheme 'ftp': known are http, ws, https, wss, tcp, tls"),
+        ("http://", "a host is missing behind http://"),
+        ("http://hidden@x.test", "http://x.test: a target must not have a user; leave out what is before '@'"),
+        ("tcp://x.test", "tcp://x.test needs a port"),
+    ],
+)
+def test_what_is_wrong_with_a_target_is_said(url: str, message: str) -> None:
+    with pytest.raises(InvalidTargetError) as caught:
+        proxy_for(url, {})
+    assert str(caught.value) == message

@@ -316,3 +316,43 @@ def test_memory_is_bounded() -> None:
         assert tracemalloc.get_traced_memory()[1] < 2_000_000
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        (b"", "closed the connection unanswered"),
+        (b"HTTP/1.1 200", "closed the connection in the middle of its answer"),
+        (b"HTTP/1.1 100 x\r\n\r\n", "closed the connection unanswered"),  # an interim answer is none
+        (b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * (MOST_FIELDS + 1) + b"\r\n", "sent more than 100 header fields"),
+        (b"HTTP/1.1 103 Hints\r\n\r\n" * (MOST_INTERIM + 1), "sent more than 10 interim answers"),
+        (b"HTTP/1.1 200 OK\r\nA: " + b"b" * MOST_HEAD + b"\r\n\r\n", "sent a head of more than 16384 bytes"),
+    ],
+)
+def test_what_was_wrong_is_said(answer: bytes, why: str) -> None:
+    assert run(answer) == Malformed(why)
+
+
+def test_what_the_parser_did_not_like_is_said() -> None:
+    outcome = run(b"no HTTP\r\n\r\n")
+    assert isinstance(outcome, Malformed)
+    assert outcome.why.startswith("sent no proper HTTP answer (illegal status line")
+
+
+def test_an_interim_answer_and_a_beginning_are_too_long_together() -> None:
+    connect = exchange()
+    assert connect.feed(b"HTTP/1.1 103 Hints\r\nA: " + b"b" * 10_000 + b"\r\n\r\n") is None
+    begun = b"HTTP/1.1 200 OK\r\nA: " + b"b" * (MOST_HEAD - 10_100)
+    assert connect.feed(begun) is None
+    assert connect.feed(b"b" * 1000) == Malformed("sent a head of more than 16384 bytes")
+
+
+def test_repr_says_how_far_it_is() -> None:
+    connect = exchange()
+    assert repr(connect) == "<ConnectExchange open>"
+    connect.feed(b"HTTP/1.1 403 no\r\nContent-Length: 2\r\n\r\n")
+    assert repr(connect) == "<ConnectExchange refusing>"
+    connect.feed(b"no")
+    assert repr(connect) == "<ConnectExchange Refused(status=403, reason='no')>"
+    with pytest.raises(RuntimeError, match=r"^the exchange is over$"):
+        connect.feed(b"x")

@@ -262,3 +262,66 @@ def test_addresses_as_text() -> None:
     assert str(address("192.0.2.1")) == "192.0.2.1:443"
     assert str(address("2001:db8::1")) == "[2001:db8::1]:443"
     assert Address(socket.AF_INET6, ("fe80::1%eth0", 1, 0, 2)).ip == IPv6Address("fe80::1")
+
+
+def test_loopback_and_link_local_ipv4_have_a_scope_of_their_own() -> None:
+    """RFC 6724 section 3.2: 127/8 and 169.254/16 are of link-local scope."""
+    order = [address("192.0.2.1"), address("127.0.0.1")]
+    own = {"192.0.2.1": "192.0.2.9", "127.0.0.1": "127.0.0.1"}
+    assert texts(by_reachability(order, sources(**own))) == ["127.0.0.1", "192.0.2.1"]  # rule 8
+    assert texts(by_reachability(order[::-1], lambda _: IPv4Address("192.0.2.9"))) == ["192.0.2.1", "127.0.0.1"]
+    order = [address("192.0.2.1"), address("169.254.1.1")]
+    own = {"192.0.2.1": "192.0.2.9", "169.254.1.1": "169.254.1.2"}
+    assert texts(by_reachability(order, sources(**own))) == ["169.254.1.1", "192.0.2.1"]
+
+
+def test_site_local_is_a_scope() -> None:
+    own = {"fec0::1": "fe00::1", "3ffe::1": "8000::1"}  # neither label matches, both have precedence 1
+    assert texts(by_reachability(map(address, own), sources(**own))) == ["3ffe::1", "fec0::1"]
+
+
+def test_what_can_be_reached_comes_first_and_the_rest_by_precedence() -> None:
+    own = {"fd00::1": "192.0.2.9"}  # nothing but the way there speaks for it
+    order = ["2001:db8::1", "fd00::1", "192.0.2.1"]
+    expected = ["fd00::1", "2001:db8::1", "192.0.2.1"]
+    assert texts(by_reachability(map(address, order), sources(**own))) == expected
+    assert texts(by_reachability(map(address, order[::-1]), sources(**own))) == expected
+
+
+def test_the_first_64_bits_count_and_no_more() -> None:
+    def source(_: Address) -> IPv6Address:
+        return IPv6Address("2001:db8::2")
+
+    assert texts(by_reachability(map(address, ["2001:db8:0:1::1", "2001:db8::1"]), source))[0] == "2001:db8::1"
+    order = ["2001:db8::8000:0:0:1", "2001:db8::1"]  # the 65th bit tells them apart
+    assert texts(by_reachability(map(address, order), source)) == order
+
+
+def test_history_asks_for_the_source_of_the_address_that_it_holds() -> None:
+    source = {FIRST: IPv4Address("10.0.0.1"), SECOND: IPv4Address("10.9.9.9")}.get
+    history = History()
+    history.won("a", FIRST, 0, source)
+    assert history.preferred("a", 0, source) == FIRST
+    assert history.preferred("a", 0, lambda each: home(each) if each == FIRST else None) == FIRST
+
+
+@pytest.mark.parametrize(
+    ("text", "family", "sockaddr"),
+    [
+        ("192.0.2.1", socket.AF_INET, ("192.0.2.1", 80)),
+        ("2001:DB8::0", socket.AF_INET6, ("2001:db8::", 80, 0, 0)),
+        ("fe80::1%7", socket.AF_INET6, ("fe80::1", 80, 0, 7)),
+    ],
+)
+def test_an_address_is_read_from_text(text: str, family: int, sockaddr: tuple[str, int]) -> None:
+    assert Address.from_text(text, 80) == Address(family, sockaddr)
+
+
+@pytest.mark.parametrize("text", ["", "a.test", "192.0.2.1%1", "127.1", "fe80::1%no such zone", "fe80::1%1%1"])
+def test_what_is_no_address(text: str) -> None:
+    assert Address.from_text(text, 80) is None
+
+
+def test_a_zone_may_be_the_name_of_an_interface() -> None:
+    number, name = socket.if_nameindex()[0]
+    assert Address.from_text(f"fe80::1%{name}", 80) == Address(socket.AF_INET6, ("fe80::1", 80, 0, number))

@@ -81,7 +81,16 @@ def test_ttl_counts_from_insertion_not_from_use() -> None:
 
 @pytest.mark.parametrize(
     ("ttl", "kept_until"),
-    [(30, 29.9), (2**31, 86399.0), (1e300, 86399.0), (math.inf, 86399.0), (0, None), (-1, None), (math.nan, None)],
+    [
+        (0.5, 0.4),
+        (30, 29.9),
+        (2**31, 86399.0),
+        (1e300, 86399.0),
+        (math.inf, 86399.0),
+        (0, None),
+        (-1, None),
+        (math.nan, None),
+    ],
 )
 def test_ttl_of_records(ttl: float, kept_until: float | None) -> None:
     cache = DNSCache(ttl=None)
@@ -192,3 +201,40 @@ def test_turning_loses_nothing(some: list[str], times: int) -> None:
     turned = [got(cache) for _ in range(times)][-1]
     assert sorted(turned) == sorted(some)
     assert [":" in address for address in turned] == [":" in address for address in some]
+
+
+def test_a_negative_ttl_may_be_zero_or_a_fraction() -> None:
+    never = DNSCache(negative_ttl=0)
+    never.put_negative(A, "no such name", -2, 0)
+    assert len(never) == 0
+    short = DNSCache(negative_ttl=0.5)
+    short.put_negative(A, "no such name", -2, 0)
+    assert short.get(A, 0.25) is not None
+    assert short.get(A, 0.5) is None
+
+
+def test_clear_of_an_absolute_name() -> None:
+    cache = DNSCache()
+    cache.put(("a.test", V4), results("192.0.2.1"), 0)
+    cache.put(("a.test.", V4), results("192.0.2.1"), 0)
+    cache.clear("a.test.")
+    assert len(cache) == 0
+
+
+def test_what_is_handed_out_tells_until_when_and_how_often() -> None:
+    cache = DNSCache(ttl=10)
+    cache.put(A, results("192.0.2.1", "192.0.2.2"), 0)
+    cache.get(A, 1)
+    entry = cache.get(A, 2)
+    assert entry is not None
+    assert (entry.expires, entry.turns) == (10, 1)
+
+
+def test_what_ends_at_this_moment_is_not_kept_and_makes_room_for_others() -> None:
+    cache = DNSCache(max_size=2)
+    cache.put(("a", V4), results("192.0.2.1"), 0)
+    cache.put(("b", V4), results("192.0.2.1", ttl=0), 0)
+    assert len(cache) == 1
+    cache.put(("c", V4), results("192.0.2.1", ttl=5), 0)
+    cache.put(("d", V4), results("192.0.2.1"), 5)
+    assert [name for name in "abcd" if cache.peek((name, V4), 5)] == ["a", "d"]
