@@ -319,6 +319,21 @@ async def test_closed_leftover_stream_gives_nothing() -> None:
     await server.aclose()
 
 
+async def test_leftover_closed_while_somebody_is_about_to_take_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream, server = await leftover_pair(b"hello")
+    really = trio.lowlevel.checkpoint
+
+    async def checkpoint() -> None:
+        await really()
+        stream.close_nowait()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trio.lowlevel, "checkpoint", checkpoint)
+        with pytest.raises(trio.ClosedResourceError):
+            await stream.receive_some()
+    await server.aclose()
+
+
 async def test_leftover_survives_a_cancelled_receive_and_refuses_a_second_reader() -> None:
     stream, server = await leftover_pair(b"hello")
     with trio.CancelScope() as scope:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import socket
 import ssl
 from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -290,6 +291,51 @@ async def test_target_that_socks5_cannot_resolve_is_no_fault_of_the_proxy() -> N
             await connector.connect("tcp://a.test:1")
     assert type(caught.value) is trioconn.ResolveError
     assert (caught.value.stage, caught.value.hop) == ("resolve", -1)
+
+
+class Two(trioconn.Resolver):
+    """Every name has an address that is public and one that is not."""
+
+    async def resolve(self, host: str, port: int = 0, family: int = 0) -> list[trioconn.ResolveResult]:
+        await trio.lowlevel.checkpoint()
+        return [trioconn.ResolveResult(address, socket.AF_INET) for address in ("10.0.0.1", "93.184.215.14")]
+
+    async def aclose(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+
+@pytest.mark.parametrize("allowed", [None, "93.184.215.14", "192.0.2.1"], ids=["no policy", "one", "none"])
+async def test_socks5_is_asked_for_addresses_that_the_policy_allows(allowed: str | None) -> None:
+    """The proxy sees none of the others; if none is left, it is not asked at all."""
+    asked: list[str] = []
+    told: list[trioconn.events.Event] = []
+
+    async def proxy(stream: trio.SocketStream) -> None:
+        await stream.receive_some(3)
+        await stream.send_all(b"\x05\x00")
+        request = await stream.receive_some(10)
+        if request:
+            asked.append(socket.inet_ntoa(request[4:8]))
+            await stream.send_all(b"\x05\x00\x00\x01" + bytes(6))
+        await until_the_end(stream)
+
+    async with (
+        serving(proxy) as port,
+        trioconn.TCPConnector(
+            resolver=Two(),
+            proxy=f"socks5://127.0.0.1:{port}",
+            address_policy=None if allowed is None else lambda host, address: str(address) == allowed,
+            observers=[told.append],
+        ) as connector,
+    ):
+        if allowed == "192.0.2.1":
+            with pytest.raises(trioconn.AddressDeniedError, match=r"a\.test.*allows none"):
+                await connector.connect("tcp://a.test:1")
+        else:
+            (await connector.connect("tcp://a.test:1")).close()
+    assert asked == {None: ["10.0.0.1"], "93.184.215.14": ["93.184.215.14"], "192.0.2.1": []}[allowed]
+    denied = [event.address for event in told if isinstance(event, trioconn.events.AttemptDenied)]
+    assert denied == {None: [], "93.184.215.14": ["10.0.0.1"], "192.0.2.1": ["10.0.0.1", "93.184.215.14"]}[allowed]
 
 
 @pytest.mark.case("urllib3#548")

@@ -11,6 +11,7 @@ import dns.flags
 import dns.message
 import dns.rcode
 import dns.rdatatype
+import dns.resolver
 import dns.rrset
 import pytest
 import trio
@@ -41,15 +42,18 @@ class NameServer:
         }
         self.gates: dict[str, trio.Event] = {}
         self.codes: dict[str, dns.rcode.Rcode] = {}
+        self.truncated: set[str] = set()
         self.asked: list[tuple[str, str]] = []
+        self.asked_over_tcp: list[tuple[str, str]] = []
         self.port = 0
 
     async def serve(self, *, task_status: trio.TaskStatus[None]) -> None:
+        listener = await self.listen()
         with trio.socket.socket(V4, socket.SOCK_DGRAM) as listening:
-            await listening.bind(("127.0.0.1", 0))
-            self.port = listening.getsockname()[1]
-            task_status.started()
+            await listening.bind(("127.0.0.1", self.port))
             async with trio.open_nursery() as nursery:
+                nursery.start_soon(trio.serve_listeners, self.talk, [listener])
+                task_status.started()
                 while True:
                     wire, peer = await listening.recvfrom(4096)
                     query = dns.message.from_wire(wire)
@@ -57,16 +61,46 @@ class NameServer:
                     self.asked.append((str(query.question[0].name), kind))
                     nursery.start_soon(self.answer, listening, peer, query, kind)
 
+    async def listen(self) -> trio.SocketListener:
+        """On a port that is free for datagrams as well."""
+        while True:
+            (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+            self.port = listener.socket.getsockname()[1]
+            try:
+                with socket.socket(V4, socket.SOCK_DGRAM) as trial:
+                    trial.bind(("127.0.0.1", self.port))
+                return listener
+            except OSError:
+                await listener.aclose()
+
+    async def talk(self, stream: trio.SocketStream) -> None:
+        """One question over TCP, which is preceded by its length, as the answer is."""
+        wire = b""
+        while len(wire) < 2 or len(wire) < 2 + int.from_bytes(wire[:2], "big"):
+            wire += await stream.receive_some()
+        query = dns.message.from_wire(wire[2:])
+        kind = dns.rdatatype.to_text(query.question[0].rdtype)
+        self.asked_over_tcp.append((str(query.question[0].name), kind))
+        response = self.response(query, kind).to_wire()
+        await stream.send_all(len(response).to_bytes(2, "big") + response)
+
     async def answer(self, listening: Any, peer: Any, query: Any, kind: str) -> None:
         if kind in self.gates:
             await self.gates[kind].wait()
+        response = self.response(query, kind)
+        if kind in self.truncated:
+            response.flags |= dns.flags.TC
+            response.answer.clear()
+        await listening.sendto(response.to_wire(), peer)
+
+    def response(self, query: Any, kind: str) -> dns.message.Message:
         response = dns.message.make_response(query)
         response.flags |= dns.flags.RA
         response.set_rcode(self.codes.get(kind, dns.rcode.NOERROR))
         for record in self.records.get((str(query.question[0].name), kind), []):
             name, ttl, record_kind, data = record
             response.answer.append(dns.rrset.from_text(name, ttl, "IN", record_kind, data))
-        await listening.sendto(response.to_wire(), peer)
+        return response
 
 
 @asynccontextmanager
@@ -152,6 +186,28 @@ async def test_single_labels_are_asked_as_they_are() -> None:
     async with running() as (server, resolver):
         server.records["host.", "A"] = [("host.", 5, "A", "192.0.2.3")]
         assert texts(await resolver.resolve("host", family=V4)) == ["192.0.2.3"]
+
+
+@pytest.mark.parametrize("kinds", [{"AAAA"}, {"A"}, {"A", "AAAA"}], ids=lambda kinds: "+".join(sorted(kinds)))
+async def test_an_answer_too_long_for_a_datagram_is_asked_for_over_tcp(kinds: set[str]) -> None:
+    async with running() as (server, resolver):
+        server.truncated = kinds
+        server.records["a.test.", "AAAA"] = [("a.test.", 60, "AAAA", f"2001:db8::{n:x}") for n in range(1, 100)]
+        assert texts(await resolver.resolve("a.test")) == [*(f"2001:db8::{n:x}" for n in range(1, 100)), "192.0.2.1"]
+        assert {kind for _, kind in server.asked_over_tcp} == kinds
+
+
+async def test_name_servers_of_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are asked for when the first name is, not when the resolver is made: the network may change in between."""
+    async with running() as (server, _):
+        resolver = DNSResolver(port=server.port, hosts_file="/nonexistent")
+
+        def configure(resolver: dns.resolver.BaseResolver, *_: object) -> None:
+            resolver.nameservers = ["127.0.0.1"]
+
+        monkeypatch.setattr(dns.resolver.BaseResolver, "read_resolv_conf", configure)
+        monkeypatch.setattr(dns.resolver.BaseResolver, "read_registry", configure)
+        assert texts(await resolver.resolve("a.test")) == ["2001:db8::1", "192.0.2.1"]
 
 
 async def test_cancellation_leaves_nothing_behind() -> None:

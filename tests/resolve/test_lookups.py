@@ -23,6 +23,13 @@ if TYPE_CHECKING:
 HOST = parse_host("a.test")
 
 
+class Mute(Exception):
+    """Raises when it is asked what it is."""
+
+    def __str__(self) -> str:
+        raise ValueError("no words")
+
+
 def made(resolver: FakeResolver, nursery: trio.Nursery, **options: Any) -> Lookups:
     lookups = Lookups(resolver, cache=options.pop("cache", DNSCache()), **options)
     lookups.start(nursery)
@@ -215,7 +222,7 @@ async def test_both_families_failing_keep_both_causes(nursery: trio.Nursery) -> 
 @pytest.mark.parametrize(
     "answer",
     [
-        OSError(), ValueError("what"), StopIteration(), StopAsyncIteration(), RuntimeError(), AssertionError(),
+        OSError(), ValueError("what"), Mute(), StopIteration(), StopAsyncIteration(), RuntimeError(), AssertionError(),
         ExceptionGroup("odd", [ValueError()]), trio.TooSlowError(), trio.EndOfChannel(), [], None, 5,
         [None, 5, "192.0.2.1"],
         results("a.test", "127.1", "", "::1%", "192.0.2.1%1", "fe80::1%a b", "192.0.2.1:80", "[::1]"),
@@ -330,6 +337,25 @@ async def test_clear_during_a_lookup(nursery: trio.Nursery) -> None:
             assert len(resolver.asked) == 2
             gate.set()
             assert await addresses(old) == await addresses(new) == ["192.0.2.1"]
+
+
+async def test_clear_without_cache_concerns_lookups_of_the_name(nursery: trio.Nursery) -> None:
+    resolver = FakeResolver()
+    gate = resolver.gates[ANY] = trio.Event()
+    lookups = made(resolver, nursery, cache=None)
+    with lookups.open(HOST) as first:
+        await trio.testing.wait_all_tasks_blocked()
+        lookups.clear("other.test")
+        with lookups.open(HOST) as second:  # joins
+            await trio.testing.wait_all_tasks_blocked()
+            assert len(resolver.asked) == 1
+            lookups.clear("A.test")
+            with lookups.open(HOST) as third:  # asks anew
+                await trio.testing.wait_all_tasks_blocked()
+                assert len(resolver.asked) == 2
+                gate.set()
+                for answers in (first, second, third):
+                    assert await addresses(answers) == ["192.0.2.1"]
 
 
 @pytest.mark.case("aiohttp#12497")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -201,6 +203,17 @@ def test_hosts_file(tmp_path: Path) -> None:
     path.unlink()
     assert hosts.addresses("a.test") == ()
     assert hosts.readable
+
+
+def test_where_the_hosts_file_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hosts_file, "sys", SimpleNamespace(platform="linux"))
+    assert hosts_file.default_path() == "/etc/hosts"
+    monkeypatch.setattr(hosts_file, "sys", SimpleNamespace(platform="win32"))
+    below = ("System32", "drivers", "etc", "hosts")
+    monkeypatch.setenv("SYSTEMROOT", r"D:\WINNT")
+    assert hosts_file.default_path() == os.path.join(r"D:\WINNT", *below)
+    monkeypatch.delenv("SYSTEMROOT")
+    assert hosts_file.default_path() == os.path.join(r"C:\Windows", *below)
 
 
 async def test_with_an_unreadably_long_hosts_file_nothing_is_split(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import select
 import socket
 import ssl
 import struct
@@ -343,6 +344,80 @@ async def test_over_foreign_transports(authority) -> None:
     await tls.aclose()
 
 
+async def test_a_foreign_socket_closed_underneath(authority) -> None:
+    left, right = socket.socketpair()
+    sock = trio.SocketStream(trio.socket.from_stdlib_socket(left))
+    tls = TLSStream(sock, authority.client(), server_hostname="a.test")
+    peer = TLSStream(SocketStream(right), authority.server(), server_side=True)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(tls.do_handshake)
+        nursery.start_soon(peer.do_handshake)
+    sock.socket.close()
+    assert not tls.probe()
+    assert tls.probe_reason == "closed"
+    tls.close_nowait()
+    peer.close_nowait()
+
+
+async def test_a_reset_behind_tickets(authority, serve) -> None:
+    """What came before the reset can still be read, and is in order; the reset is found behind it."""
+
+    def reset(sock: ssl.SSLSocket) -> None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    server = serve(authority.server(version=V13), reset)
+    tls = TLSStream(SocketStream(server.connect()), authority.client(), server_hostname="a.test")
+    await tls.do_handshake()
+    server.result()
+    poll = select.poll()
+    poll.register(tls.fileno(), 0)
+    while not poll.poll(0):  # errors are always reported
+        await trio.lowlevel.checkpoint()
+    assert not tls.probe()
+    assert tls.probe_reason == "server closed"
+    tls.close_nowait()
+
+
+@pytest.fixture
+async def refused(authority, serve):
+    """A connection that the server turns down after the handshake, for want of a certificate; the alert has come."""
+    context = authority.server(version=V13)
+    authority.ca.configure_trust(context)
+    context.verify_mode = ssl.CERT_REQUIRED
+    server = serve(context)
+    tls = TLSStream(SocketStream(server.connect()), authority.client(), server_hostname="a.test")
+    await tls.do_handshake()
+    assert isinstance(server.result(), ssl.SSLError)
+    await arrived(tls)
+    assert not tls.probe()
+    assert tls.probe_reason == "error"
+    yield tls
+    tls.close_nowait()
+
+
+@pytest.mark.parametrize("waiting", [True, False])
+async def test_nothing_is_sent_after_an_alert(refused, waiting) -> None:
+    """Also if it was a probe that met the alert, and not a receive, which would have raised."""
+
+    async def send() -> None:
+        if waiting:
+            await refused.send_all(b"secret")
+        else:
+            refused.send_nowait(b"secret")
+
+    for _ in range(2):
+        with pytest.raises(trio.BrokenResourceError):
+            await send()
+    assert not refused.probe()
+
+
+async def test_closing_after_an_alert_has_nothing_to_say(refused) -> None:
+    """OpenSSL writes no close_notify then; closing is no error either."""
+    assert not refused.unsent
+    await refused.aclose()
+    assert refused.fileno() == -1
+
+
 async def test_a_foreign_transport_that_fails_to_close(authority, caplog) -> None:
     class Odd(trio.abc.Stream):
         async def send_all(self, data: bytes) -> None:
@@ -516,6 +591,36 @@ async def test_graceful_close_waits_for_the_peer(stream_to) -> None:
     assert server.result() == "close_notify"
     await tls.aclose_gracefully(30)
     await tls.aclose()
+
+
+async def test_graceful_close_throws_away_what_still_comes(authority, serve) -> None:
+    """The peer was in the middle of saying something; its close_notify is waited for behind that."""
+
+    def talk(sock: ssl.SSLSocket) -> bytes:
+        for _ in range(3):
+            sock.sendall(b"x" * 20_000)
+        said = sock.recv(100)  # our end
+        sock.sendall(b"x" * 20_000)
+        sock.unwrap()
+        return said
+
+    server = serve(authority.server(), talk)
+    tls = TLSStream(SocketStream(server.connect()), authority.client(), server_hostname="a.test")
+    await tls.do_handshake()
+    await tls.aclose_gracefully(10)
+    assert server.result() == b""
+
+
+async def test_graceful_close_where_the_peer_is_gone(authority, serve) -> None:
+    def reset(sock: ssl.SSLSocket) -> None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    server = serve(authority.server(), reset)
+    tls = TLSStream(SocketStream(server.connect()), authority.client(), server_hostname="a.test")
+    await tls.do_handshake()
+    server.result()
+    await tls.aclose_gracefully(10)
+    assert tls.fileno() == -1
 
 
 async def test_a_grace_of_nothing_aborts(stream_to) -> None:

@@ -12,7 +12,7 @@ import pytest
 import trio
 import trio.testing
 
-from trioconn._establish.sockets import SocketStream
+from trioconn._establish.sockets import RECEIVE_SIZE, SocketStream
 from trioconn._establish.tls import TLSStream
 
 pytestmark = [
@@ -132,4 +132,41 @@ async def test_while_idle(authority, program, kind) -> None:
 
         while not received.endswith(b"done\n"):
             received += await tls.receive_some()
+    tls.close_nowait()
+
+
+async def test_no_data_in_the_middle_of_a_renegotiation(authority, program) -> None:
+    """What cannot wait takes nothing then, and is not broken by it: the data go with a call that can."""
+    server = program("-tls1_2")
+    tls = await connect(authority, server)
+    await tls.send_all(b"first\n")
+    await trio.to_thread.run_sync(server.wait_for, b"first")
+    server.type(b"r")
+    await trio.lowlevel.wait_readable(tls.fileno())
+    assert not tls.probe()
+    assert tls.send_nowait(b"second\n") == 0
+    await tls.send_all(b"third\n")
+    await trio.to_thread.run_sync(server.wait_for, b"third")
+    assert b"second" not in server.output
+    tls.close_nowait()
+
+
+async def test_a_key_update_that_came_with_the_last_data(authority, program) -> None:
+    """It lies in our buffer when the data have been read, and is no reason for anything."""
+    server = program("-tls1_3")
+    tls = await connect(authority, server)
+    await tls.send_all(b"first\n")
+    await trio.to_thread.run_sync(server.wait_for, b"first")
+    while not tls.transport_stream.probe():
+        assert tls.probe()  # tickets
+    server.type(b"done")
+    await trio.lowlevel.wait_readable(tls.fileno())
+    data = await tls.transport_stream.socket.recv(RECEIVE_SIZE, socket.MSG_PEEK)
+    server.type(b"k")
+    while await tls.transport_stream.socket.recv(RECEIVE_SIZE, socket.MSG_PEEK) == data:
+        await trio.lowlevel.checkpoint()
+    assert await tls.receive_some(5) == b"done\n"
+    assert not tls._engine.is_quiet
+    assert tls.probe()
+    assert tls._engine.is_quiet
     tls.close_nowait()

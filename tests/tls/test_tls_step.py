@@ -16,6 +16,7 @@ import pytest
 import trio
 import trio.testing
 
+import trioconn
 from trioconn import events
 from trioconn._errors import CertificateError, FingerprintMismatchError, InvalidTargetError, TLSError
 from trioconn._establish import tls_context, tls_step
@@ -367,6 +368,54 @@ async def test_a_foreign_transport_is_closed_too(authority) -> None:
         await ours.send_all(b"x")
 
 
+async def test_start_tls_makes_the_layer_of_the_target_and_no_other(authority, stranger) -> None:
+    """A route through proxies has more: those are for whoever opened the tunnel."""
+    proxy = trioconn.Proxy("https://p.test", ssl=stranger.client())
+    route = trioconn.TCPConnector(ssl=authority.client(), proxy=proxy).route("https://a.test")
+    assert len(route.steps) == 3
+    ours, theirs = trio.testing.memory_stream_pair()
+    server = TLSStream(theirs, authority.server(), server_side=True)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(server.do_handshake)
+        stream = await trioconn.start_tls(ours, route)
+    assert isinstance(stream, TLSStream)
+    assert stream.transport_stream is ours
+    assert stream.server_hostname == "a.test"
+    await server.send_all(b"x")
+    assert await stream.receive_some() == b"x"
+
+
+@pytest.mark.parametrize("words", ["the tunnel fell in", ""])
+async def test_a_foreign_transport_that_does_not_say_why(authority, words) -> None:
+    class Broken(trio.abc.Stream):
+        closed = False
+
+        async def send_all(self, data: bytes) -> None:
+            raise trio.BrokenResourceError(words)
+
+        wait_send_all_might_not_block = receive_some = send_all
+
+        async def aclose(self) -> None:
+            self.closed = True
+            await trio.lowlevel.checkpoint()
+
+    broken = Broken()
+    with pytest.raises(TLSError, match=rf"with a\.test:443 failed: {words or 'the connection broke'}$"):
+        await handshake(
+            broken, step_for(authority.client()), sessions=None, key=None, report=None, host_shown="a.test:443"
+        )
+    assert broken.closed
+
+
+async def test_a_certificate_refused_for_a_rare_reason(authority, serve) -> None:
+    """Where we have no words of our own, those of OpenSSL are shown, and no advice is better than a wrong one."""
+    context = authority.client()
+    context.verify_flags |= ssl.VerifyFlags.VERIFY_CRL_CHECK_LEAF  # without any list of revocations
+    with pytest.raises(CertificateError, match=r"not accepted: unable to get certificate CRL$") as caught:
+        await shake(serve(authority.server()), step_for(context))
+    assert caught.value.verify_code == 3
+
+
 # Pins
 
 
@@ -606,6 +655,22 @@ async def test_streams_that_were_not_admitted(authority, serve) -> None:
     assert sessions.harvest("key", tls.transport_stream)
     sessions.admit("key", tls)
     assert sessions.harvest("another key", tls)
+    assert len(sessions) == 0
+    tls.close_nowait()
+
+
+@both_versions
+async def test_a_verdict_that_was_forgotten_meanwhile_is_not_carried_on(authority, serve, version) -> None:
+    """A resumed handshake verifies nothing: if what it relied on is gone, its session is worth nothing to anybody."""
+    server, sessions = serve(authority.server(version=version)), SessionStore()
+    step = step_for(authority.client())
+    await visit(server, step, sessions)
+    tls = await shake(server, step, sessions=sessions)
+    assert tls.session_reused
+    await exchange(tls)
+    sessions.drop("key")
+    sessions.admit("key", tls)
+    assert sessions.harvest("key", tls)
     assert len(sessions) == 0
     tls.close_nowait()
 

@@ -116,6 +116,45 @@ async def test_attributes(wrap, cls, version) -> None:
         client.session = client.session
 
 
+async def test_the_transport_is_shown(authority) -> None:
+    left, _ = trio.testing.memory_stream_pair()
+    assert repr(TLSStream(left, authority.client(), server_hostname="a.test")) == f"<TLSStream over {left!r}>"
+
+
+async def test_another_context_before_the_handshake(cls, authority, stranger) -> None:
+    """A server may choose its certificate late; the one of the last context is shown."""
+    left, right = trio.testing.memory_stream_pair()
+    client = cls(left, authority.client(), server_hostname="a.test")
+    server = cls(right, stranger.server(), server_side=True)
+    context = authority.server()
+    server.context = context
+    assert server.context is context
+    await shaken((client, server))
+    assert ("DNS", "a.test") in client.getpeercert()["subjectAltName"]
+
+
+async def test_certificates_after_the_handshake(authority) -> None:
+    """RFC 8446 section 4.6.2: the server asks with its next data, the client answers with its own."""
+    server_context, client_context = authority.server(version=V13), authority.client()
+    authority.ca.configure_trust(server_context)
+    server_context.verify_mode = ssl.CERT_REQUIRED
+    server_context.post_handshake_auth = client_context.post_handshake_auth = True
+    authority.ca.issue_cert("client.test").configure_cert(client_context)
+    left, right = trio.testing.memory_stream_pair()
+    client = TLSStream(left, client_context, server_hostname="a.test")
+    server = TLSStream(right, server_context, server_side=True)
+    with pytest.raises(trio.NeedHandshakeError):
+        server.verify_client_post_handshake()
+    await shaken((client, server))
+    assert server.getpeercert() is None
+    server.verify_client_post_handshake()
+    await server.send_all(b"who are you?")
+    assert await client.receive_some() == b"who are you?"
+    await client.send_all(b"guess")
+    assert await server.receive_some() == b"guess"
+    assert ("DNS", "client.test") in server.getpeercert()["subjectAltName"]
+
+
 async def test_unicode_names_are_those_of_idna_2008(cls, authority) -> None:
     left, _ = trio.testing.memory_stream_pair()
     assert cls(left, authority.client(), server_hostname="faß.test").server_hostname == "xn--fa-hia.test"
@@ -408,6 +447,32 @@ async def test_close_makes_the_handshake(wrap) -> None:
     await both(receive, client.aclose)
 
 
+async def test_close_whose_handshake_fails_closes_all_the_same(cls, authority) -> None:
+    left, right = trio.testing.memory_stream_pair()
+    client = cls(left, authority.client(), server_hostname="a.test")
+    await right.send_all(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+    with pytest.raises(trio.BrokenResourceError):
+        await client.aclose()
+    with pytest.raises(trio.ClosedResourceError):
+        await left.send_all(b"x")
+    await client.aclose()
+
+
+async def test_unwrap_makes_the_handshake(wrap) -> None:
+    client, server = wrap()
+
+    async def unwrap() -> None:
+        await client.unwrap()
+
+    async def answer() -> None:
+        assert await server.receive_some() == b""
+        await server.unwrap()
+
+    await both(unwrap, answer)
+    with pytest.raises(trio.ClosedResourceError):
+        await client.send_all(b"x")
+
+
 async def test_cancelled_close_closes(wrap, autojump_clock) -> None:
     for handshake_first in (False, True):
         pair = wrap(trio.testing.lockstep_stream_pair())
@@ -478,6 +543,37 @@ async def test_wait_send_all_might_not_block(wrap) -> None:
     with pytest.raises(trio.ClosedResourceError):
         await client.wait_send_all_might_not_block()
     await trio.aclose_forcefully(server)
+
+
+async def test_waiting_to_send_beside_a_receiver_that_has_to_send(authority) -> None:
+    """The transport takes one at a time: who only waits comes after who has something to say."""
+
+    class Single(Slow):
+        sending = False
+
+        async def send_all(self, data: bytes) -> None:
+            self.sending = True
+            await super().send_all(data)
+            self.sending = False
+
+        async def wait_send_all_might_not_block(self) -> None:
+            assert not self.sending
+            waited.append(self)
+
+    waited: list[Single] = []
+    left, right = trio.testing.lockstep_stream_pair()
+    client = TLSStream(Single(left, [0]), authority.client(), server_hostname="a.test")
+    server = TLSStream(right, authority.server(), server_side=True)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(client.receive_some)  # makes the handshake, of which nobody takes the first bytes yet
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(client.wait_send_all_might_not_block)
+        await trio.testing.wait_all_tasks_blocked()
+        assert not waited
+        nursery.start_soon(server.receive_some)
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(waited) == 1
+        nursery.cancel_scope.cancel()
 
 
 async def test_servers_hold_their_tickets(wrap) -> None:

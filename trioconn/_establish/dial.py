@@ -261,9 +261,13 @@ def _resolver_for(step: SocksStep, kit: Kit, dialling: Dialling) -> Callable[[Ho
                 found += [result.address for result in batch.results]
         if tcp.address_policy is None:
             return found
-        allowed = [address for address in found if judge(tcp.address_policy, host.name, address)]
+        allowed: list[str] = []
+        for address in found:
+            if judge(tcp.address_policy, host.name, address):
+                allowed.append(address)
+            else:
+                dialling.report(events.AttemptDenied, address=address)
         if found and not allowed:
-            dialling.report(events.AttemptDenied, address=found[0])
             raise AddressDeniedError(f"{host}: the address_policy allows none of its addresses", stage="connect")
         return allowed
 
