@@ -20,7 +20,7 @@ import sys
 sys.path.insert(0, {str(HERE)!r})
 import speed
 with speed.serving() as port:
-    found = speed.compare(20, 9, 1.0, speed.available(), port)
+    found = speed.compare(20, 41, 0.2, speed.available(), port)
 for mode, figures in found.items():
     print(mode, *figures)
 """

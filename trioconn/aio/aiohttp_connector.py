@@ -46,7 +46,7 @@ from .task_transport import transport_for
 from .transport import LeaseTransport
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from aiohttp import ClientRequest, ClientTimeout
     from aiohttp.tracing import Trace
@@ -63,6 +63,27 @@ class _Target(NamedTuple):
     scheme: str
     host: str
     port: int | None
+
+
+class _Lane:
+    """What is known of the requests of one kind: their route, and what follows from it, looked up once for each.
+
+    Attributes:
+      route: theirs.
+      parks: whether their connections may be parked.
+      parked: those that are.
+      forwarded: whether a proxy forwards them, and they are to be written for it.
+      tls: whether they go over TLS. aiohttp has but one way of writing those.
+    """
+
+    __slots__ = ("forwarded", "parked", "parks", "route", "tls")
+
+    def __init__(self, route: trioconn.Route, *, parks: bool, tls: bool) -> None:
+        self.route = route
+        self.parks = parks
+        self.parked: list[ResponseHandler] = []
+        self.forwarded = route.forwarded
+        self.tls = tls
 
 
 class AiohttpConnector(aiohttp.BaseConnector):
@@ -106,12 +127,13 @@ class AiohttpConnector(aiohttp.BaseConnector):
         self._plans_afresh = bool(connector_options.get("trust_env"))
         self._host: Host | None = None
         self._opening: asyncio.Task[None] | None = None
-        self._routes: dict[Any, trioconn.Route] = {}
+        self._opened = not self._owned
+        self._lanes: dict[Any, _Lane] = {}
         self._transports: set[LeaseTransport] = set()
         self._parks = self._owned and not connector_options.keys() & _EACH_LEASE_MATTERS
         if connector_options.get("keepalive_timeout", 15) == 0:
             self._parks = False
-        self._parked: dict[trioconn.Route, list[ResponseHandler]] = {}
+        self._parked: dict[_Lane, None] = {}  # those that have some
         self._sweep_due = False
         self._waiting = 0  # requests that have asked our pool and have no answer yet
 
@@ -131,29 +153,33 @@ class AiohttpConnector(aiohttp.BaseConnector):
         """A connection for `req`. Called by aiohttp's client."""
         if self._closed:
             raise aiohttp.ClientConnectionError("Connector is closed.")
-        if self._owned and (self._host is None or self._opening is not None):
+        if not self._opened:
             await self._open()
         try:
-            route = self._route(req)
+            lane = self._lane(req)
             if self._parked:
-                protocol = self._unpark(route)
+                protocol = self._unpark(lane)
                 if protocol is not None:
-                    return await self._handed_over(protocol, req, route, traces)
+                    connection = self._handed_over(protocol, req, lane)
+                    if traces:
+                        await _tell_reused(traces, connection.close)
+                    return connection
             self._waiting += 1
             try:
-                lease = await self._lease(route, traces, timeout)
+                lease = await self._lease(lane.route, traces, timeout)
             except trioconn.InvalidTargetError:
                 # The policy of a context has changed since the route was planned.
-                if self._routes.pop(_key(req), None) is None:
+                if self._lanes.pop(_key(req), None) is None:
                     raise
-                lease = await self._lease(self._route(req), traces, timeout)
+                lane = self._lane(req)
+                lease = await self._lease(lane.route, traces, timeout)
             finally:
                 self._waiting -= 1
         except trioconn.ConnectorError as error:
             raise translated(error, req, getattr(self._connector, "path", None)) from error
-        return self._prepared(lease, req, route)
+        return self._prepared(lease, req, lane)
 
-    def _prepared(self, lease: trioconn.Connection, req: ClientRequest, route: trioconn.Route) -> AiohttpConnection:
+    def _prepared(self, lease: trioconn.Connection, req: ClientRequest, lane: _Lane) -> AiohttpConnection:
         # No await from here on: the lease has no other owner.
         if self._closed:
             self._portal.order(lease.release)
@@ -166,9 +192,7 @@ class AiohttpConnector(aiohttp.BaseConnector):
             raise
         self._transports.add(transport)
         protocol.transport = transport
-        if not req.is_ssl():
-            _address(req, lease)
-        return AiohttpConnection(self, route, protocol, self._loop)  # type: ignore[arg-type]  # the key is our pool's
+        return self._handed_over(protocol, req, lane)
 
     async def _lease(
         self, route: trioconn.Route, traces: Sequence[Trace], timeouts: ClientTimeout
@@ -180,16 +204,8 @@ class AiohttpConnector(aiohttp.BaseConnector):
         except trio.WouldBlock:
             return await self._wait(route, traces, timeouts)
         if traces:
-            await self._tell_reused(traces, lease)
+            await _tell_reused(traces, partial(self._portal.order, lease.release))
         return lease
-
-    async def _tell_reused(self, traces: Sequence[Trace], lease: trioconn.Connection) -> None:
-        try:
-            for trace in traces:
-                await trace.send_connection_reuseconn()
-        except BaseException:
-            self._portal.order(lease.release)
-            raise
 
     async def _wait(
         self, route: trioconn.Route, traces: Sequence[Trace], timeouts: ClientTimeout
@@ -218,54 +234,46 @@ class AiohttpConnector(aiohttp.BaseConnector):
 
     # ---- from one request to the next -------------------------------------------------------------------------------
 
-    def _park(self, route: trioconn.Route, protocol: ResponseHandler) -> None:
-        if not self._sweep_due:
-            self._sweep_due = True
-            if self._portal.step:
-                self._loop.call_later(self._portal.step, self._sweep)
-            else:
-                self._loop.call_soon(self._sweep)
-        self._parked.setdefault(route, []).append(protocol)
+    def _plan_sweep(self) -> None:
+        self._sweep_due = True
+        if self._portal.step:
+            self._loop.call_later(self._portal.step, self._sweep)
+        else:
+            self._loop.call_soon(self._sweep)
 
     def _sweep(self) -> None:
         self._sweep_due = False
         self._release_parked()
 
-    def _unpark(self, route: trioconn.Route) -> ResponseHandler | None:
-        """A parked connection of `route` that is clean. If there is none, all go to the pool, which knows more."""
-        parked = self._parked.get(route)
+    def _unpark(self, lane: _Lane) -> ResponseHandler | None:
+        """A parked connection of `lane` that is clean. If there is none, all go to the pool, which knows more."""
+        parked = lane.parked
         while parked:
             protocol = parked.pop()
             transport: Any = protocol.transport
             if transport is not None and not protocol.should_close and transport.is_clean():
                 if not parked:
-                    del self._parked[route]
+                    del self._parked[lane]
                 return protocol
+            self._transports.discard(transport)
             protocol.close()
         self._release_parked()
         return None
 
-    async def _handed_over(
-        self, protocol: ResponseHandler, req: ClientRequest, route: trioconn.Route, traces: Sequence[Trace]
-    ) -> AiohttpConnection:
-        connection = AiohttpConnection(self, route, protocol, self._loop)  # type: ignore[arg-type]
-        if not req.is_ssl():
+    def _handed_over(self, protocol: ResponseHandler, req: ClientRequest, lane: _Lane) -> AiohttpConnection:
+        if lane.forwarded:
             transport: Any = protocol.transport
-            _address(req, transport.lease)
-        try:
-            for trace in traces:
-                await trace.send_connection_reuseconn()
-        except BaseException:
-            connection.close()
-            raise
-        return connection
+            _write_for_proxy(req, transport.lease)
+        elif not lane.tls:
+            req.proxy = None
+        return AiohttpConnection(self, lane, protocol, self._loop)  # type: ignore[arg-type]  # the key is our pool's
 
     def _release_parked(self) -> None:
         """To the pool, those that nobody has asked for."""
-        all_parked, self._parked = self._parked, {}
-        for parked in all_parked.values():
-            for protocol in parked:
-                self._to_pool(protocol)
+        lanes, self._parked = self._parked, {}
+        for lane in lanes:
+            while lane.parked:
+                self._to_pool(lane.parked.pop(0))
 
     def _to_pool(self, protocol: ResponseHandler) -> None:
         transport: Any = protocol.transport
@@ -277,19 +285,21 @@ class AiohttpConnector(aiohttp.BaseConnector):
 
     # ---- routes ------------------------------------------------------------------------------------------------------
 
-    def _route(self, req: ClientRequest) -> trioconn.Route:
-        key = _key(req)
-        route = None if self._plans_afresh else self._routes.get(key)
-        if route is None:
-            route = self._planned(req)
-            if len(self._routes) >= _ROUTES_KEPT:
-                self._routes.clear()
-            self._routes[key] = route
-        return route
+    def _lane(self, req: ClientRequest) -> _Lane:
+        key = scheme, _ = _key(req)
+        lane = self._lanes.get(key)
+        if lane is None or self._plans_afresh:
+            route = self._planned(req, scheme)
+            if lane is None or lane.route != route:
+                if len(self._lanes) >= _ROUTES_KEPT:
+                    self._lanes.clear()
+                parks = self._parks and not route.contexts
+                lane = self._lanes[key] = _Lane(route, parks=parks, tls=req.is_ssl())
+        return lane
 
-    def _planned(self, req: ClientRequest) -> trioconn.Route:
+    def _planned(self, req: ClientRequest, scheme: str) -> trioconn.Route:
         url = req.url
-        target = _Target(_scheme(req), url.raw_host or "", url.port)
+        target = _Target(scheme, url.raw_host or "", url.port)
         options: dict[str, Any] = {}
         if req.is_ssl():
             if isinstance(req.ssl, aiohttp.Fingerprint):
@@ -313,11 +323,14 @@ class AiohttpConnector(aiohttp.BaseConnector):
         transport: Any = protocol.transport
         if transport is None:  # the connection ended by itself
             self._transports = {one for one in self._transports if not one.over}
-        elif should_close or protocol.should_close:
+        elif should_close:
             self._transports.discard(transport)
             protocol.close()
-        elif self._parks and not self._waiting and not key.contexts and transport.may_park:
-            self._park(key, protocol)
+        elif key.parks and not self._waiting and transport.may_park:
+            key.parked.append(protocol)
+            self._parked[key] = None
+            if not self._sweep_due:
+                self._plan_sweep()
         else:
             self._to_pool(protocol)
 
@@ -331,8 +344,8 @@ class AiohttpConnector(aiohttp.BaseConnector):
             await asyncio.shield(opening)
         except trioconn.ConnectorClosedError as error:
             raise aiohttp.ClientConnectionError("Connector is closed.") from error
-        if self._opening is opening:
-            self._opening = None
+        self._opening = None
+        self._opened = True
 
     def close(self, *, abort_ssl: bool = False) -> Any:
         """Close all connections of the sessions that use this; and the connector, if it was made here.
@@ -364,25 +377,30 @@ class AiohttpConnector(aiohttp.BaseConnector):
             _warnings.warn(f"Unclosed connector {self!r}", ResourceWarning, source=self)
 
 
-def _key(req: ClientRequest) -> tuple[Any, ...]:
-    return (_scheme(req), *req.connection_key)
-
-
-def _scheme(req: ClientRequest) -> str:
-    # aiohttp lets websockets begin at http URLs. An HTTP proxy forwards no upgrade: to it, they must be ws.
+def _key(req: ClientRequest) -> tuple[str, Any]:
+    """The scheme, and what aiohttp's pool would go by."""
     scheme: str = req.url.scheme or "http"
-    return "ws" if scheme == "http" and "Upgrade" in req.headers else scheme
+    # aiohttp lets websockets begin at http URLs. An HTTP proxy forwards no upgrade: to it, they must be ws.
+    if scheme == "http" and "Upgrade" in req.headers:
+        scheme = "ws"
+    return scheme, req.connection_key
+
+
+async def _tell_reused(traces: Sequence[Trace], give_up: Callable[[], object]) -> None:
+    try:
+        for trace in traces:
+            await trace.send_connection_reuseconn()
+    except BaseException:
+        give_up()
+        raise
 
 
 def _give_back(lease: trioconn.Connection) -> None:
     lease.release()
 
 
-def _address(req: ClientRequest, lease: trioconn.Connection) -> None:
-    """Have aiohttp write the request as its way needs it: for a forwarding proxy, or for the target itself."""
-    if not lease.forwarded:
-        req.proxy = None
-        return
+def _write_for_proxy(req: ClientRequest, lease: trioconn.Connection) -> None:
+    """Have aiohttp write the request as a forwarding proxy needs it."""
     from yarl import URL
 
     hop = lease.route.proxies[-1]

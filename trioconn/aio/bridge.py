@@ -139,7 +139,7 @@ class Portal:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 if self.readiness is not None and not self.readiness.watched_by_loop:
-                    nursery.start_soon(self.readiness.live)
+                    nursery.start_soon(self.readiness.live, self.loop)
                 while self._early:
                     self._early.pop(0)()
                 if started is not None:

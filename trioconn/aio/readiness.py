@@ -8,6 +8,7 @@ watches it (guest mode), or one trio task does (trio-asyncio).
 
 from __future__ import annotations
 
+import asyncio
 import selectors
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +17,8 @@ import trio
 
 READ = selectors.EVENT_READ
 WRITE = selectors.EVENT_WRITE
+
+_MANY = 8  # sockets; with fewer, going through the loop would cost more than the waits that it saves
 
 
 class Readiness:
@@ -43,38 +46,51 @@ class Readiness:
             self._selector.close()
             raise
         self._closed = False
+        self._keys: dict[int, selectors.SelectorKey] = {}
 
     def watch(self, fd: int, events: int, f: Callable[[int], object]) -> None:
         """Call ``f(events)`` whenever `fd` is ready for some of `events`, until `forget`."""
-        self._selector.register(fd, events, f)
+        self._keys[fd] = self._selector.register(fd, events, f)
 
     def change(self, fd: int, events: int, f: Callable[[int], object]) -> None:
         """Watch `fd` for `events` instead."""
-        self._selector.modify(fd, events, f)
+        self._keys[fd] = self._selector.modify(fd, events, f)
 
     def forget(self, fd: int) -> None:
         """Watch `fd` no longer. It may have been closed already."""
         if not self._closed:
+            del self._keys[fd]
             self._selector.unregister(fd)
 
-    def poll(self) -> None:
-        """Tell those that are ready at this moment."""
-        for key, events in self._selector.select(0):
+    def poll(self) -> bool:
+        """Tell those that are ready at this moment. Whether there were any."""
+        keys = self._keys
+        ready = self._selector.select(0)
+        for key, events in ready:
             # One that was told before may have ended another, whose number may even be a third one's by now.
-            if not self._closed and self._selector.get_map().get(key.fd) is key:
+            if keys.get(key.fd) is key:
                 key.data(events)
+        return bool(ready)
 
-    async def live(self) -> None:
-        """Wait for the sockets, as a trio task."""
+    async def live(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Wait for the sockets, as a trio task, and have `loop` work on what they bring.
+
+        With many sockets, what some have brought is worked off before the next are asked for, as asyncio does it: many
+        are told at once then, where otherwise nearly each would cost a wait of its own.
+        """
         while True:
             await trio.lowlevel.wait_readable(self._fd)
-            self.poll()
+            while self.poll() and len(self._keys) >= _MANY:
+                worked_off = trio.Event()
+                loop.call_soon(worked_off.set)
+                await worked_off.wait()
 
     def close(self) -> None:
         """Give up the selector. May be called again."""
         if self._closed:
             return
         self._closed = True
+        self._keys.clear()
         if self._loop is not None and not self._loop.is_closed():
             self._loop.remove_reader(self._fd)
         self._selector.close()

@@ -30,6 +30,7 @@ class SocketTransport(LeaseTransport):
         self._readiness = readiness
         self._receive: Callable[[int], bytes] = self._stream.receive_nowait
         self._send: Callable[[Any], int] = self._stream.send_nowait
+        self._probe: Callable[[], bool] = self._stream.probe
         self._fd: int = self._stream.fileno()
         self._events = READ
         self._stuck = 0
@@ -46,12 +47,12 @@ class SocketTransport(LeaseTransport):
 
     def is_clean(self) -> bool:
         """Whether another request may use the connection: nothing is under way in either direction."""
-        return not (self._buffer or self._closing) and self._stream.probe()
+        return not (self._buffer or self._closing) and self._probe()
 
     def _is_ready(self, events: int) -> None:
         if events & WRITE:
             self._flush()
-        if events & READ and self._reading and not self._closing:
+        if events & READ:
             self._read()
 
     def _watch(self) -> None:
@@ -99,13 +100,13 @@ class SocketTransport(LeaseTransport):
 
     def write(self, data: Any) -> None:
         """Send `data`, now if possible."""
-        if self._over or self._closing:
+        if self._closing:
             return  # as asyncio's transports; aiohttp has looked before
         if self._buffer:
             self._buffer += data
         else:
             try:
-                sent = self._send_some(data)
+                sent = self._send_some(data) if self._tls else self._send(data)
             except BROKEN as error:
                 self._failed(error)
                 return
