@@ -171,3 +171,49 @@ def test_a_route_whose_attempts_suffice_again_is_hungry_no_longer(desk: MakeDesk
     assert pool.deadline_in() == 0.5  # then b is closed for the other one
     assert pool.released("a") == ["grant w a"]
     assert pool.deadline_in() is None
+
+
+def test_an_idle_connection_leaves_from_the_middle_and_then_its_older_neighbour(desk: MakeDesk) -> None:
+    pool = desk(5)
+    for connection in ("c1", "c2", "c3"):
+        pool.lease("A", connection)
+    for connection in ("c1", "c2", "c3"):
+        pool.released(connection)
+    assert pool.dropped("c2") == pool.dropped("c1") == []
+    assert pool.take("A") == "c3"
+
+
+def test_short_keep_alives_outlast_hundreds_of_others(desk: MakeDesk) -> None:
+    """What is due early is written down apart, and that list is weeded when most of it is history."""
+    pool = desk(5, keepalive_timeout=15)
+    pool.lease("A", "c1")
+    pool.lease("B", "c2")
+    pool.keep("C", "c3")  # has been idle for longer, and may be for longer
+    pool.released("c1", idle_for=5)
+    for number in range(300):
+        pool.released("c2", idle_for=6 + number / 64)
+        assert pool.deadline_in() == 5
+        assert pool.take("B") == "c2"
+    pool.released("c2", idle_for=7)
+    assert pool.after(5).expired() == ["close c1 idle"]
+    assert pool.deadline_in() == 2
+    assert pool.after(2).expired() == ["close c2 idle"]
+
+
+def test_the_oldest_wait_of_an_endpoint_is_that_of_any_of_its_routes(desk: MakeDesk) -> None:
+    pool = desk(1)
+    pool.lease("X", "c")
+    pool.wanted("w", "A1")
+    pool.after(0.25).wanted("x", "A2")
+    assert pool.after(0.25).pool.oldest_waits(pool.now) == {"A": 0.5}
+
+
+def test_releases_with_a_short_keep_alive_do_not_disturb_the_order_of_arrival(desk: MakeDesk) -> None:
+    pool = desk(1)
+    pool.keep("A", "c", dial_time=4)
+    assert pool.wanted("w", "B") == []
+    for seconds in (3, 4, 5):
+        assert pool.take("A") == "c"
+        assert pool.released("c", idle_for=seconds) == []
+    assert pool.wanted("x", "C") == []
+    assert pool.after(0.5).expired() == ["close c evicted", "dial B/1"]
