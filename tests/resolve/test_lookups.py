@@ -222,7 +222,7 @@ async def test_both_families_failing_keep_both_causes(nursery: trio.Nursery) -> 
 @pytest.mark.parametrize(
     "answer",
     [
-        OSError(), ValueError("what"), Mute(), StopIteration(), StopAsyncIteration(), RuntimeError(), AssertionError(),
+        OSError(), ValueError("what"), StopIteration(), StopAsyncIteration(), RuntimeError(), AssertionError(),
         ExceptionGroup("odd", [ValueError()]), trio.TooSlowError(), trio.EndOfChannel(), [], None, 5,
         [None, 5, "192.0.2.1"],
         results("a.test", "127.1", "", "::1%", "192.0.2.1%1", "fe80::1%a b", "192.0.2.1:80", "[::1]"),
@@ -235,6 +235,23 @@ async def test_odd_resolvers(nursery: trio.Nursery, answer: Any) -> None:
     with pytest.raises(ResolveError, match=r"cannot resolve a\.test: \w+"):
         await addresses(lookups.open(HOST))
     assert await addresses(lookups.open(parse_host("b.test"))) == ["192.0.2.1"]
+
+
+@pytest.mark.parametrize(
+    ("raised", "told"),
+    [
+        (ResolveError("the zone is signed, the answer is not"), "the zone is signed, the answer is not"),
+        (OSError(5, "no cable\x1b[2J"), r"no cable\x1b[2J"),
+        (ValueError("what"), "the resolver raised ValueError: what"),
+        (ValueError(), "the resolver raised ValueError"),
+        (Mute(), "the resolver raised Mute"),
+    ],
+    ids=["ours", "system", "foreign", "silent", "mute"],
+)
+async def test_what_a_resolver_says_is_passed_on(nursery: trio.Nursery, raised: Exception, told: str) -> None:
+    with pytest.raises(ResolveError) as caught:
+        await addresses(made(FakeResolver({("a.test", ANY): raised}), nursery).open(HOST))
+    assert str(caught.value) == f"cannot resolve a.test: {told}"
 
 
 @pytest.mark.security(93)
