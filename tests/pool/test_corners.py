@@ -217,3 +217,34 @@ def test_releases_with_a_short_keep_alive_do_not_disturb_the_order_of_arrival(de
         assert pool.released("c", idle_for=seconds) == []
     assert pool.wanted("x", "C") == []
     assert pool.after(0.5).expired() == ["close c evicted", "dial B/1"]
+
+
+def test_an_early_end_that_was_struck_out_may_be_set_again(desk: MakeDesk) -> None:
+    pool = desk(3, keepalive_timeout=15)
+    pool.keep("B", "d")
+    pool.lease("A", "c")
+    pool.released("c", idle_for=5)
+    assert pool.take("A") == "c"
+    assert pool.deadline_in() == 15  # d's; that of c does not count now
+    pool.after(1).released("c", idle_for=4)
+    assert pool.deadline_in() == 4
+
+
+def test_an_attempt_that_is_wanted_again_is_no_surplus(desk: MakeDesk) -> None:
+    pool = desk(None, limit_per_host=2)
+    pool.lease("A1", "c1")
+    assert pool.wanted("w", "A1") == ["dial A1/2"]
+    assert pool.released("c1") == ["grant w c1"]
+    assert pool.wanted("x", "A1") == []
+    assert pool.wanted("y", "A2") == []
+
+
+def test_when_nobody_is_hungry_any_more_the_short_way_is_open_again(desk: MakeDesk) -> None:
+    pool = desk(1)
+    pool.lease("A", "c")
+    for waiter, route in (("w", "B"), ("x", "C"), ("y", "B")):
+        pool.wanted(waiter, route)
+    assert pool.pool._hungry == 2
+    for waiter in ("w", "x", "y"):
+        pool.gave_up(waiter)
+    assert pool.pool._hungry == 0
