@@ -303,3 +303,62 @@ def test_any_url_is_refused_or_split(text: str) -> None:
         return
     if url.host is not None:
         assert parse_host(url.host.dial_name) == url.host
+
+
+@pytest.mark.parametrize("port", [1, 2, 9999, 10000, 65534, 65535])
+def test_good_ports_in_urls(port: int) -> None:
+    assert split_url(f"http://a.test:{port}/").port == port
+    assert split_url(f"http://[::1]:{port}/").port == port
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("http://a.test:65536", "URL 'http://a.test:65536': the port must be a number from 1 to 65535"),
+        ("http://[::1:80", "URL 'http://[::1:80': brackets must hold the whole IPv6 address, as in [::1]:443"),
+        ("http://::1", "URL 'http://::1': an IPv6 address needs brackets, as in [::1]:443"),
+        ("http://a b", "URL 'http://a b': has control characters or blanks; percent-encode them or take them out"),
+        ("http://u:s3cret@a.test:0", "URL 'http://…@a.test:0': the port must be a number from 1 to 65535"),
+        ("http://u:s3@cret@a.test:0", "URL 'http://…@a.test:0': the port must be a number from 1 to 65535"),
+        ("//u:s3cret@a.test", "URL '…@a.test': needs a scheme, as in https://example.org"),
+        ("1http://a.test", "URL '1http://a.test': needs a scheme, as in https://example.org"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_a_url_is_said(url: str, message: str) -> None:
+    with pytest.raises(InvalidTargetError) as caught:
+        split_url(url)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("host", "message"),
+    [
+        ("fe80::1%a b", "host 'fe80::1%a b': the host has control characters or blanks"),
+        ("fe80::1%a/b", "host 'fe80::1%a/b': the zone of an IPv6 address is a name such as eth0 or a number"),
+        (
+            "::1]:80",
+            "host '::1]:80': not an IPv6 address (brackets hold nothing else, and a port is given apart from the host)",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_host_is_said(host: str, message: str) -> None:
+    with pytest.raises(InvalidTargetError) as caught:
+        parse_host(host)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("port", "message"),
+    [
+        ("443", "port '443': must be an int from 1 to 65535, not str"),
+        (65536, "port 65536: must be from 1 to 65535"),
+        (-1, "port -1: must be from 1 to 65535"),
+        (HUGE, "port out of all bounds: must be from 1 to 65535"),
+        (-HUGE, "port out of all bounds: must be from 1 to 65535"),
+    ],
+    ids=["text", "high", "low", "huge", "minus huge"],
+)
+def test_what_is_wrong_with_a_port_is_said(port: object, message: str) -> None:
+    with pytest.raises(InvalidTargetError) as caught:
+        check_port(port)
+    assert str(caught.value) == message
