@@ -600,7 +600,7 @@ async def test_graceful_close_throws_away_what_still_comes(authority, serve) -> 
         for _ in range(3):
             sock.sendall(b"x" * 20_000)
         said = sock.recv(100)  # our end
-        sock.sendall(b"x" * 20_000)
+        sock.sendall(b"x" * 5_000_000)  # more than fits into buffers: somebody has to take it
         sock.unwrap()
         return said
 

@@ -176,11 +176,8 @@ class _WatchedBackend:
         return getattr(self._inner, name)
 
     async def make_socket(self, *args: Any, **kwargs: Any) -> Any:
-        made = await self._inner.make_socket(*args, **kwargs)
-        if not hasattr(made, "sendto"):  # a stream: the handshake alone takes a round trip, which A need not wait for
-            self._sent()
-            return made
-        return _WatchedSocket(made, self._sent)
+        # A stream among them is never the first: it is made when an answer did not fit into a datagram.
+        return _WatchedSocket(await self._inner.make_socket(*args, **kwargs), self._sent)
 
 
 class _WatchedSocket:

@@ -492,8 +492,7 @@ class TLSStream(trio.abc.Stream, Generic[StreamT]):
             try:
                 await checkpoint_if_cancelled()
                 self._engine.say_goodbye()
-                if self._engine.has_output:
-                    await self._flush()
+                await self._flush()
             except (trio.BrokenResourceError, trio.BusyResourceError):
                 pass  # the peer is gone, or another task is in the way
         except BaseException:
