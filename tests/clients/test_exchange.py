@@ -10,7 +10,7 @@ import trio
 import trio.testing
 
 import trioconn
-from trioconn.testing import MemoryStream, ScriptedConnector, Succeed, memory_stream_pair
+from trioconn.testing import Hang, MemoryStream, ScriptedConnector, Succeed, memory_stream_pair
 
 httpx2 = pytest.importorskip("httpx2")
 transports = pytest.importorskip("trioconn.httpx2")
@@ -24,7 +24,7 @@ URL = "http://a.test/"
 SMALL = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
 
 
-def client(connector: trioconn.BaseConnector, **timeouts: float) -> httpx2.AsyncClient:
+def client(connector: trioconn.BaseConnector, **timeouts: float | None) -> httpx2.AsyncClient:
     timeout = httpx2.Timeout(None, **timeouts)
     return httpx2.AsyncClient(transport=transports.Transport(connector), timeout=timeout, trust_env=False)
 
@@ -187,6 +187,93 @@ async def test_reset_while_the_upload_is_stuck(nursery: trio.Nursery) -> None:
         with pytest.raises(httpx2.ReadError, match="reset"):
             await client(connector).post(URL, content=bytes(100_000))
         assert closed(connector) == {"not released": 1}
+
+
+async def test_cancelled_while_the_upload_is_stuck(autojump_clock: Any) -> None:
+    """Two tasks are at work then, and what comes out is a bare `trio.Cancelled` all the same."""
+    bare = False
+    async with ScriptedConnector(capacity=1000) as connector:
+        with trio.move_on_after(3) as scope:
+            try:
+                await client(connector).post(URL, content=bytes(100_000))
+            except trio.Cancelled:
+                bare = True
+                raise
+        assert bare and scope.cancelled_caught
+        assert closed(connector) == {"not released": 1}
+
+
+class Interrupted(trio.abc.Stream):
+    """Ends every call in an interrupt, as a user may who has lost patience."""
+
+    def __init__(self) -> None:
+        self.sent = 0
+
+    async def send_all(self, data: Any) -> None:
+        self.sent += 1
+        if self.sent > 1:  # the head is
+            try:
+                await trio.sleep_forever()
+            finally:
+                raise KeyboardInterrupt
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        await trio.sleep_forever()
+        return b""
+
+    async def aclose(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+
+async def test_interrupt_during_an_upload_is_bare_and_goes_before_a_cancellation(autojump_clock: Any) -> None:
+    async with ScriptedConnector(Succeed(stream=Interrupted())) as connector:
+        with pytest.raises(KeyboardInterrupt), trio.move_on_after(3):
+            await client(connector).post(URL, content=bytes(100_000))
+        assert closed(connector) == {"not released": 1}
+
+
+async def test_cancelled_upload_of_which_all_is_taken_at_once(http_server: Servers) -> None:
+    """Nothing has to be waited for, and a cancellation gets through nevertheless."""
+    asked = 0
+    ended = False
+
+    async def parts() -> AsyncIterator[bytes]:
+        nonlocal asked, ended
+        try:
+            while asked < 100:
+                asked += 1
+                if asked == 3:
+                    scope.cancel()
+                yield b"part"
+        finally:
+            ended = True
+
+    async def mute(peer: Any) -> None:
+        await peer.read_all()
+
+    async with http_server(mute) as server, trioconn.TCPConnector() as connector:
+        with trio.CancelScope() as scope:
+            await client(connector).post(server.url, content=parts())
+        assert scope.cancelled_caught and (asked, ended) == (3, True)
+        assert closed(connector) == {"not released": 1}
+
+
+@pytest.mark.parametrize("connect", [None, 9])
+async def test_cancelled_while_it_waits_for_a_connection(connect: float | None, autojump_clock: Any) -> None:
+    names: list[str] = []
+
+    async def trace(name: str, info: dict[str, Any]) -> None:
+        names.append(name)
+
+    async with ScriptedConnector(Hang()) as connector:
+        with trio.move_on_after(3) as scope:
+            await client(connector, connect=connect).get(URL, extensions={"trace": trace})
+        assert scope.cancelled_caught and names == ["connection.connect_tcp.started"]
+        await trio.testing.wait_all_tasks_blocked()
+        assert closed(connector) == {} and connector.dials == 1 and not connector.dialling
 
 
 async def test_reset_between_two_parts_of_a_body() -> None:

@@ -446,6 +446,17 @@ async def test_prewarm_raises_the_first_error_if_fewer_came(
         assert counts(connector) == (0, 2 - len(failing), 0, 0)
 
 
+async def test_prewarm_waits_for_no_attempt_of_another_route(
+    autojump_clock: trio.testing.MockClock, scripted: Scripted
+) -> None:
+    async with scripted([Succeed(after=5), Succeed(after=1)]) as connector, trio.open_nursery() as nursery:
+        start = trio.current_time()
+        nursery.start_soon(connector.prewarm, B, 1)
+        await settle()
+        await connector.prewarm(A, 1)
+        assert trio.current_time() - start == 1 and counts(connector) == (0, 1, 1, 0)
+
+
 async def test_prewarm_raises_nothing_if_others_made_up_for_it(
     autojump_clock: trio.testing.MockClock, scripted: Scripted
 ) -> None:
