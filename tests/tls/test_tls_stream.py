@@ -486,6 +486,43 @@ async def test_cancelled_close_closes(wrap, autojump_clock) -> None:
             await client.aclose()
 
 
+@pytest.mark.parametrize("cut_off", [False, True])
+async def test_close_behind_data_that_are_under_way(authority, cut_off) -> None:
+    """Its close_notify comes after them; if they never get through, nothing can be said, and it closes."""
+    left, right = trio.testing.lockstep_stream_pair()
+    client = TLSStream(left, authority.client(), server_hostname="a.test")
+    server = TLSStream(right, authority.server(version=V12), server_side=True)
+    await shaken((client, server))
+    closed = trio.Event()
+
+    async def close() -> None:
+        await client.aclose()
+        closed.set()
+
+    async with trio.open_nursery() as nursery:
+        sending = await nursery.start(send_in_a_scope, client)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(close)
+        await trio.testing.wait_all_tasks_blocked()
+        assert not closed.is_set()
+        if cut_off:
+            sending.cancel()
+            await closed.wait()
+        else:
+            received = b""
+            while part := await server.receive_some():
+                received += part
+            assert received == b"under way"
+    with pytest.raises(trio.ClosedResourceError):
+        await left.send_all(b"x")
+
+
+async def send_in_a_scope(stream: TLSStream, *, task_status: trio.TaskStatus[trio.CancelScope]) -> None:
+    with trio.CancelScope() as scope:
+        task_status.started(scope)
+        await stream.send_all(b"under way")
+
+
 async def test_close_in_https_says_nothing_and_never_waits(wrap) -> None:
     left, right = trio.testing.lockstep_stream_pair()
     client, _ = wrap((left, right), https_compatible=True)
