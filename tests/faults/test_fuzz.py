@@ -41,7 +41,22 @@ PIECES = [
         "Ａ",
     ),
     *("127.1", "0177.0.0.1", "0x7f", "2130706433", "127.0.0.1", "1.2.3.4", "255.255.255.255", "0", "00", "1e3", "08"),
-    *("::", "::1", "fe80::1", "::ffff:127.0.0.1", "%1", "%25", "%eth0", "%2e", "%00", "[", "]", "[::1]", "::1]:80"),
+    *(
+        "::",
+        "::1",
+        "fe80::1",
+        "fe80::1%a/b",
+        "::ffff:127.0.0.1",
+        "%1",
+        "%25",
+        "%eth0",
+        "%2e",
+        "%00",
+        "[",
+        "]",
+        "[::1]",
+        "::1]:80",
+    ),
     *(
         "/",
         "\\",
@@ -64,13 +79,34 @@ PIECES = [
         "-",
         "_",
     ),
-    *("443", "65535", "65536", "-1", "+1", "٤٤٣", "u", "a" * 63, "a" * 64, "a." * 127, "a" * 300, "=", "&", "!"),
+    *(
+        "443",
+        "65535",
+        "65536",
+        "-1",
+        "+1",
+        "٤٤٣",
+        "u",
+        "a" * 63,
+        "a" * 64,
+        "a." * 127,
+        "a" * 300,
+        ("ü" * 40 + ".") * 6,
+        "fe80::1%a/b",
+        "=",
+        "&",
+        "!",
+    ),
     *("http", "https", "wss", "tcp", "socks5h", "socks4a", "socks5", "HTTP", "unix", "://", ":/", "//", "localhost"),
 ]
 text = st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=3)), max_size=7).map("".join)
 urls = st.one_of(
     text,
-    st.builds("{}://{}".format, st.sampled_from(["http", "https", "ws", "wss", "tcp", "tls", "Http", "ftp"]), text),
+    st.builds(
+        "{}://{}".format,
+        st.sampled_from(["http", "https", "ws", "wss", "tcp", "tls", "Http", "ftp"]),
+        st.one_of(st.sampled_from(PIECES), text),
+    ),
     st.builds("{}://u:{}@{}".format, st.sampled_from(["http", "https", "socks5h"]), st.just(SECRET), text),
 )
 exclusions = st.lists(
@@ -132,6 +168,7 @@ def check_canonical(host: Host) -> None:
         assert ipaddress.ip_address(host.name).packed == packed, "one address to us and another one to the resolver"
     if ":" in host.name:
         assert ipaddress.ip_address(host.name).version == 6
+    assert host.zone is None or not set(host.zone) & set(" /\\@?#[]%,;*\r\n\0")
     with_port = split_url(f"http://{host.authority(81)}/")
     # Neither the final dot nor the zone is said to another machine.
     assert (with_port.host, with_port.port) == (replace(host, absolute=False, zone=None), 81)
@@ -207,7 +244,7 @@ def check_hosts_file(content: str) -> None:
 
 
 KINDS: dict[str, tuple[Callable[..., None], tuple[st.SearchStrategy[Any], ...]]] = {
-    "host": (check_host, (st.one_of(text, addresses),)),
+    "host": (check_host, (st.one_of(st.sampled_from(PIECES), text, addresses),)),
     "URL": (check_url, (urls,)),
     "proxy URL": (check_proxy, (urls,)),
     "NO_PROXY": (check_no_proxy, (exclusions, st.one_of(text, st.sampled_from(["a.test", "[::1]:80", "10.1.2.3"])))),

@@ -5,12 +5,19 @@ from __future__ import annotations
 import pytest
 
 from trioconn._errors import InvalidTargetError
+from trioconn._establish import environment
 from trioconn._establish.environment import choose, proxy_for
 from trioconn._names import parse_host
 from trioconn._proxy import Proxy
 
 H, S, A = "http://h.test:1", "http://s.test:2", "socks5h://a.test:3"
 ALL = {"http_proxy": H, "https_proxy": S, "all_proxy": A}
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_remembered() -> None:
+    """Each test reads its lists itself: mutants begin in a process in which the tests have run before."""
+    environment._parse.cache_clear()
 
 
 @pytest.mark.parametrize(
