@@ -216,7 +216,7 @@ def replica(error: Exc) -> Exc:
         twin = copy.copy(error)
     except Exception:  # a foreign exception with a constructor of its own; the original is still the best description
         return error
-    if type(twin) is not type(error):  # pragma: no cover - only a hostile __reduce__ does that
+    if type(twin) is not type(error):  # it is pickled as something simpler
         return error
     twin.__cause__ = error.__cause__
     twin.__suppress_context__ = error.__suppress_context__

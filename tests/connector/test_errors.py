@@ -65,18 +65,28 @@ def test_a_route_is_equal_to_routes_and_to_what_says_so() -> None:
     assert route not in {"https://a.test": 1}
 
 
-async def test_an_exception_that_cannot_be_copied_is_given_to_all() -> None:
-    """One object in two tasks is bad; but an error of our own about the copy would be worse."""
+class Picky(Exception):
+    """Has arguments that are not its constructor's, so copying raises."""
 
-    class Picky(Exception):
-        def __init__(self, code: int, what: str) -> None:
-            super().__init__(f"{code}: {what}")
+    def __init__(self, code: int, what: str) -> None:
+        super().__init__(f"{code}: {what}")
 
-    async with ScriptedConnector(Fail(Picky(7, "no")), limit=1) as connector, trio.open_nursery() as nursery:
+
+class Plain(Picky):
+    """Is pickled as something that every process has, and copied as that, too."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RuntimeError, (str(self),)
+
+
+@pytest.mark.parametrize("kind", [Picky, Plain])
+async def test_an_exception_that_cannot_be_copied_is_given_to_all(kind: type[Picky]) -> None:
+    """One object in two tasks is bad; but an error of our own about the copy, or another one, would be worse."""
+    async with ScriptedConnector(Fail(kind(7, "no")), limit=1) as connector, trio.open_nursery() as nursery:
         caught: list[BaseException] = []
 
         async def call() -> None:
-            with pytest.raises(Picky, match="7: no") as error:
+            with pytest.raises(kind, match="7: no") as error:
                 await connector.connect(A)
             caught.append(error.value)
 
