@@ -160,12 +160,18 @@ async def test_answer_that_came_before_the_request_is_read_although_nothing_can_
             yield b"part"
 
     asked: list[str] = []
-    ours: trio.abc.Stream
+    ours: Any
     full = b"HTTP/1.1 503 Full\r\nContent-Length: 5\r\n\r\nlater"
+    sends: list[None] = []
     if foreign:  # cannot be asked without waiting whether something has come
+
+        async def fail() -> None:
+            sends.append(None)
+            raise trio.BrokenResourceError
+
         ours, peer = trio.testing.memory_stream_pair()
+        ours.send_stream.send_all_hook = fail
         await peer.send_all(full)
-        await peer.aclose()
     else:
         ours, theirs = memory_stream_pair()
         theirs.send_nowait(full)
@@ -174,7 +180,7 @@ async def test_answer_that_came_before_the_request_is_read_although_nothing_can_
         content = {"small": b"x", "large": bytes(100_000), "stream": parts()}[kind]
         response = await client(connector).post(URL, content=content)
         assert (response.status_code, response.text) == (503, "later")
-        assert len(asked) == (kind == "stream")
+        assert len(asked) == (kind == "stream") and len(sends) == foreign
         assert len(closed(connector)) == 1
 
 
