@@ -186,7 +186,7 @@ def check_url(url: str) -> None:
     host = parse_host(route.host)
     check_canonical(host)
     again = f"{route.scheme}://{host.authority(route.port)}"
-    assert CONNECTOR.route(again) == route or url.rstrip("/").endswith(".")
+    assert CONNECTOR.route(again) == route or host.absolute or host.zone is not None
 
 
 def check_proxy(url: str) -> None:
@@ -269,6 +269,11 @@ def test_a_value_or_a_typed_error(kind: str) -> None:
 @pytest.mark.parametrize("name", ["a.test.", "fe80::1%eth0", "a." * 127, "::ffff:192.0.2.1"])
 def test_hosts_that_have_something_more(name: str) -> None:
     check_host(name)
+
+
+def test_a_dot_in_the_hosts_file_is_no_name() -> None:
+    check_hosts_file("0.0.0.0 . a.test .")
+    assert parse_hosts_file("0.0.0.0 . a.test .") == {"a.test": ("0.0.0.0",)}
 
 
 @given(st.one_of(odd, st.booleans(), st.complex_numbers(), st.lists(st.integers(), max_size=2)))

@@ -73,4 +73,5 @@ def parse(text: str) -> dict[str, tuple[str, ...]]:
             known = names.setdefault(name.removesuffix(".").lower(), [])
             if address not in known:
                 known.append(address)
+    names.pop("", None)  # of a dot alone
     return {name: tuple(addresses) for name, addresses in names.items()}
