@@ -321,10 +321,11 @@ def test_good_ports_in_urls(port: int) -> None:
         ("http://u:s3cret@a.test:0", "URL 'http://…@a.test:0': the port must be a number from 1 to 65535"),
         ("http://u:s3@cret@a.test:0", "URL 'http://…@a.test:0': the port must be a number from 1 to 65535"),
         ("//u:s3cret@a.test", "URL '…@a.test': needs a scheme, as in https://example.org"),
+        (3, "a URL must be a str, not int"),
         ("1http://a.test", "URL '1http://a.test': needs a scheme, as in https://example.org"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_with_a_url_is_said(url: str, message: str) -> None:
+def test_what_is_wrong_with_a_url_is_said(url: object, message: str) -> None:
     with pytest.raises(InvalidTargetError) as caught:
         split_url(url)
     assert str(caught.value) == message
@@ -334,6 +335,13 @@ def test_what_is_wrong_with_a_url_is_said(url: str, message: str) -> None:
     ("host", "message"),
     [
         ("fe80::1%a b", "host 'fe80::1%a b': the host has control characters or blanks"),
+        (".a", "host '.a': the labels between the dots must have 1 to 63 characters"),
+        ("a!b", "host 'a!b': host names consist of letters, digits, '-', '_' and dots"),
+        (
+            "127.1",
+            "host '127.1': ends in a number but is not an IPv4 address; write four decimal numbers, as in 127.0.0.1",
+        ),
+        (3, "a host must be a str, not int: give its name or its IP address"),
         ("fe80::1%a/b", "host 'fe80::1%a/b': the zone of an IPv6 address is a name such as eth0 or a number"),
         (
             "::1]:80",
@@ -341,10 +349,29 @@ def test_what_is_wrong_with_a_url_is_said(url: str, message: str) -> None:
         ),
     ],
 )
-def test_what_is_wrong_with_a_host_is_said(host: str, message: str) -> None:
+def test_what_is_wrong_with_a_host_is_said(host: object, message: str) -> None:
     with pytest.raises(InvalidTargetError) as caught:
         parse_host(host)
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("host", "message"),
+    [
+        ("a" * 2000, r"^host 'a+…?': host names have at most 253 characters$"),
+        (".".join(["ü" * 40] * 6), r"^host '.+': host names have at most 253 characters, also after IDNA$"),
+        ("xn--a.test", r"^host 'xn--a\.test': xn--a is not a valid label of IDNA 2008 \([A-Z].+\)$"),
+    ],
+    ids=["long", "long after IDNA", "false A-label"],
+)
+def test_what_is_wrong_with_a_long_or_foreign_host_is_said(host: str, message: str) -> None:
+    with pytest.raises(InvalidTargetError, match=message) as caught:
+        parse_host(host)
+    assert "(None)" not in str(caught.value)
+
+
+def test_a_single_label_may_be_absolute() -> None:
+    assert parse_host("localhost.") == Host("localhost", absolute=True)
 
 
 @pytest.mark.parametrize(
