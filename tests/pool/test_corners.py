@@ -248,3 +248,14 @@ def test_when_nobody_is_hungry_any_more_the_short_way_is_open_again(desk: MakeDe
     for waiter in ("w", "x", "y"):
         pool.gave_up(waiter)
     assert pool.pool._hungry == 0
+
+
+def test_an_attempt_says_how_far_it_has_come(desk: MakeDesk) -> None:
+    pool = desk(1)
+    pool.wanted("w", "A")
+    attempt = pool.attempts["A/1"]
+    assert repr(attempt) == f"<Attempt {attempt.number} at 'A': running>"
+    assert pool.gave_up("w") == ["abort A/1"]
+    assert repr(attempt) == f"<Attempt {attempt.number} at 'A': aborted>"
+    pool.failed("A/1")
+    assert repr(attempt) == f"<Attempt {attempt.number} at 'A': ended>"
