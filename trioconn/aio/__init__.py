@@ -22,12 +22,11 @@ from .bridge import Portal
 from .leases import Connection, Connector, Stream
 from .runs import guest, open_loop, portal
 
-if TYPE_CHECKING:
-    from .aiohttp_connector import AiohttpConnector
-
 __all__ = ["AiohttpConnector", "Connection", "Connector", "Portal", "Stream", "guest", "open_loop", "portal"]
 
-if not TYPE_CHECKING:
+if TYPE_CHECKING:
+    from .aiohttp_connector import AiohttpConnector
+else:
 
     def __getattr__(name: str) -> Any:
         if name != "AiohttpConnector":

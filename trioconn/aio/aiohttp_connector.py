@@ -85,6 +85,9 @@ class _Lane:
         self.forwarded = route.forwarded
         self.tls = tls
 
+    def __repr__(self) -> str:
+        return str(self.route)  # aiohttp shows it as whose connection was forgotten
+
 
 class AiohttpConnector(aiohttp.BaseConnector):
     """A connector for ``aiohttp.ClientSession(connector=…)`` over one of ours.
@@ -169,14 +172,16 @@ class AiohttpConnector(aiohttp.BaseConnector):
                 lease = await self._lease(lane.route, traces, timeout)
             except trioconn.InvalidTargetError:
                 # The policy of a context has changed since the route was planned.
-                if self._lanes.pop(_key(req), None) is None:
-                    raise
+                self._lanes.pop(_key(req), None)
                 lane = self._lane(req)
                 lease = await self._lease(lane.route, traces, timeout)
             finally:
                 self._waiting -= 1
         except trioconn.ConnectorError as error:
-            raise translated(error, req, getattr(self._connector, "path", None)) from error
+            theirs = translated(error, req, getattr(self._connector, "path", None))
+            if theirs is error:
+                raise
+            raise theirs from error
         return self._prepared(lease, req, lane)
 
     def _prepared(self, lease: trioconn.Connection, req: ClientRequest, lane: _Lane) -> AiohttpConnection:
@@ -197,7 +202,7 @@ class AiohttpConnector(aiohttp.BaseConnector):
     async def _lease(
         self, route: trioconn.Route, traces: Sequence[Trace], timeouts: ClientTimeout
     ) -> trioconn.Connection:
-        if not self._portal.in_trio():
+        if self._portal.closed or not self._portal.in_trio():
             raise trioconn.ConnectorClosedError("the trio run beside this asyncio loop has ended")
         try:
             lease = self._connector.connect_nowait(route)
@@ -218,16 +223,10 @@ class AiohttpConnector(aiohttp.BaseConnector):
             return await self._asked(route).wait()
         loop = self._loop
         threshold = self._timeout_ceil_threshold
-        lease: trioconn.Connection | None = None
-        try:
-            async with asyncio.timeout_at(when(loop, timeouts.connect, threshold)), asyncio.timeout(None) as attempt:
-                watcher = Watcher(loop, attempt, sock_connect, threshold, bool(traces))
-                lease = await watcher.wait(self._asked(route, watcher.observers), traces)
-        except BaseException:
-            if lease is not None:  # the timeout came at the same moment
-                self._portal.order(lease.release)
-            raise
-        return lease
+        async with asyncio.timeout_at(when(loop, timeouts.connect, threshold)), asyncio.timeout(None) as attempt:
+            watcher = Watcher(loop, attempt, sock_connect, threshold, bool(traces))
+            # A timeout that comes at the same moment cancels the call, which then gives the lease back.
+            return await watcher.wait(self._asked(route, watcher.observers), traces)
 
     def _asked(self, route: trioconn.Route, observers: Sequence[Any] = ()) -> Call[trioconn.Connection]:
         return Call(self._portal, partial(self._connector.connect, route, observers=observers), (), _give_back)

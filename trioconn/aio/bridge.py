@@ -107,11 +107,9 @@ class Portal:
         """Start a trio task in `context`. It must not raise. To be called in the trio run.
 
         Raises:
-          ConnectorClosedError: the portal is closed.
+          ConnectorClosedError: the portal is closing.
         """
         nursery = self._nursery
-        if self.closed:
-            raise trioconn.ConnectorClosedError("the trio run of this portal has ended")
         if nursery is None:  # trio-asyncio has not started `live` yet
             self._early.append(lambda: self.start(f, context))
         else:
@@ -151,7 +149,10 @@ class Portal:
 
     def ask_to_leave(self) -> None:
         """Have `live` end."""
-        self.order(self._asked_to_leave.set)
+        if self._token is None:  # it has not begun, and will find this
+            self._asked_to_leave.set()
+        else:
+            self.order(self._asked_to_leave.set)
 
     def end(self) -> None:
         """The run is over, or will start nothing more: who still waits for it is told so. May be called again."""
@@ -208,8 +209,6 @@ class Call(Generic[T]):
     # ---- in trio -----------------------------------------------------------------------------------------------------
 
     def _start(self) -> None:
-        if self._ended:
-            return
         try:
             self._portal.start(self._work, self._context)
         except trioconn.ConnectorClosedError as error:

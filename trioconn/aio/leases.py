@@ -37,11 +37,12 @@ class Host:
         call.add_done_callback(self._has_entered)
         try:
             await asyncio.shield(self._entered)
-        except asyncio.CancelledError:
+            if call.ended:
+                await call.wait()  # which raises what went wrong
+        except BaseException:
+            self._call = None  # there is nothing to leave
             await call.abandon()  # noqa: ASYNC102 - asyncio cancels once
             raise
-        if call.ended:
-            await call.wait()  # which raises what went wrong
 
     def _has_entered(self, _: object = None) -> None:
         if not self._entered.done():

@@ -86,9 +86,7 @@ class Readiness:
                 await worked_off.wait()
 
     def close(self) -> None:
-        """Give up the selector. May be called again."""
-        if self._closed:
-            return
+        """Give up the selector."""
         self._closed = True
         self._keys.clear()
         if self._loop is not None and not self._loop.is_closed():

@@ -35,7 +35,7 @@ class _Guest:
         self._done: asyncio.Future[None] = loop.create_future()
         self._outcome: Any = None
 
-    async def start(self) -> None:
+    def start(self) -> None:
         loop = self.portal.loop
         try:
             trio.lowlevel.start_guest_run(
@@ -49,6 +49,8 @@ class _Guest:
         except BaseException:
             self.portal.end()
             raise
+
+    async def wait_started(self) -> None:
         await self._started
 
     def _has_started(self) -> None:
@@ -59,8 +61,7 @@ class _Guest:
         self._outcome = outcome
         self.portal.end()
         self._has_started()
-        if not self._done.done():
-            self._done.set_result(None)
+        self._done.set_result(None)
 
     async def leave(self) -> None:
         """End the run. A cancellation waits until nothing is left: by then everything is closed without waiting."""
@@ -98,10 +99,12 @@ async def guest() -> AsyncGenerator[Portal, None]:
         return
     run = _guests.get(loop)
     if run is None:
-        run = _guests[loop] = _Guest(loop)
+        run = _Guest(loop)
+        run.start()
         run.users = 1
+        _guests[loop] = run
         try:
-            await run.start()
+            await run.wait_started()
         except BaseException:
             await _left(loop, run)  # noqa: ASYNC102 - asyncio cancels once
             raise

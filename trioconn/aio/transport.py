@@ -14,6 +14,7 @@ back to the pool. In each the descriptor is let go of *before* it can become som
 from __future__ import annotations
 
 import asyncio
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -96,12 +97,15 @@ class LeaseTransport(asyncio.Transport):
     def _end(self, error: BaseException | None) -> None:
         if not self._over:
             self._finish(self._lease.close)
-            self._portal.loop.call_soon(self._protocol.connection_lost, error)
+            self._tell_lost(error)
 
     def _lost(self) -> None:
         if not self._over:  # closed with its connector, or by somebody who has the lease
             self._finish(None)
-            error = ConnectionAbortedError("the connection was closed with its connector")
+            self._tell_lost(ConnectionAbortedError("the connection was closed with its connector"))
+
+    def _tell_lost(self, error: BaseException | None) -> None:
+        if not self._portal.loop.is_closed():  # a borrowed connector can outlive the loop
             self._portal.loop.call_soon(self._protocol.connection_lost, error)
 
     def _finish(self, how: Callable[[], object] | None) -> None:
@@ -109,9 +113,9 @@ class LeaseTransport(asyncio.Transport):
         self._let_go(how)
         self._buffer.clear()
 
+    @abstractmethod
     def _let_go(self, how: Callable[[], object] | None) -> None:
         """End all use of the stream, then call `how` in the trio run."""
-        raise NotImplementedError
 
     # ---- flow control ------------------------------------------------------------------------------------------------
 
@@ -159,11 +163,13 @@ class LeaseTransport(asyncio.Transport):
             self._reading = True
             self._start_reading()
 
+    @abstractmethod
     def _stop_reading(self) -> None:
-        raise NotImplementedError
+        """Take no more from the stream."""
 
+    @abstractmethod
     def _start_reading(self) -> None:
-        raise NotImplementedError
+        """Take from the stream again."""
 
     # ---- data --------------------------------------------------------------------------------------------------------
 
@@ -182,7 +188,7 @@ class LeaseTransport(asyncio.Transport):
             elif not self._protocol.eof_received():
                 self.close()
             else:
-                self._stop_reading()
+                self.pause_reading()  # the end would be read again and again
         except Exception as error:
             self._failed(error, "a protocol failed over data that it received")
 
