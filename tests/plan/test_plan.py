@@ -619,3 +619,104 @@ def test_a_context_for_servers_is_refused_before_any_io(way: str) -> None:
     }[way]
     with pytest.raises(trioconn.InvalidTargetError, match="for servers"):
         connector.route("https://a.test", **options)
+
+
+def test_each_proxy_of_a_chain_is_asked_for_the_next(tcp: TCPConnector) -> None:
+    chain = ["http://p.test:1", "socks5h://q.test:2", Proxy("https://r.test:3", ssl=PIN)]
+    *tunnels, secured, last, tls = tcp.route("https://a.test", proxy=chain).steps
+    assert isinstance(secured, TLSStep) and isinstance(last, ConnectStep) and isinstance(tls, TLSStep)
+    behind = [(step.host.name, step.port) for step in tunnels if isinstance(step, ConnectStep | SocksStep)]
+    assert behind == [("q.test", 2), ("r.test", 3)]
+    assert (last.host.name, last.port) == ("a.test", 443)
+    assert (secured.hop, secured.pin, secured.alpn) == (2, PIN.digest, ())
+    assert (tls.hop, tls.pin) == (-1, None)
+
+
+def test_the_environments_exclusions_know_the_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("https_proxy", "http://env.test:3128")
+    monkeypatch.setenv("no_proxy", "a.test:8443")
+    trusting = TCPConnector(trust_env=True)
+    assert trusting.route("https://a.test:8443").proxies == ()
+    assert trusting.route("https://a.test").proxies
+
+
+def test_a_policy_is_asked_about_the_address_as_name_and_as_address() -> None:
+    asked: list[tuple[str, str]] = []
+
+    def policy(host: str, address: object) -> bool:
+        asked.append((host, str(address)))
+        return False
+
+    with pytest.raises(trioconn.AddressDeniedError) as caught:
+        TCPConnector(address_policy=policy).route("http://192.0.2.1", proxy="http://p.test")
+    assert (asked, caught.value.stage) == ([("192.0.2.1", "192.0.2.1")], "connect")
+    with pytest.raises(trioconn.AddressDeniedError) as caught:
+        TCPConnector(address_policy=policy).route("http://a.test", proxy="http://p.test")
+    assert (len(asked), caught.value.stage) == (1, "resolve")
+
+
+def test_a_fingerprint_by_its_older_spelling_may_be_ready_made() -> None:
+    pinned = TCPConnector(fingerprint=PIN)
+    assert pinned.route("https://a.test") == TCPConnector(ssl=PIN).route("https://a.test")
+
+
+def test_alpn_names_have_up_to_255_characters(tcp: TCPConnector) -> None:
+    assert tcp.route("https://a.test", alpn_protocols=["x" * 255, "y"]).alpn_protocols == ("x" * 255, "y")
+    for bad in ("x" * 256, "", "é"):
+        with pytest.raises(InvalidTargetError, match=r"ALPN protocol .*: 1 to 255 ASCII characters"):
+            tcp.route("https://a.test", alpn_protocols=[bad])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"proxy": 7}, "proxy must be a URL, a Proxy or a sequence of these, not int"),
+        ({"proxy": [7]}, "a proxy is a URL or a Proxy, not a int"),
+        ({"verify_ssl": 1}, "verify_ssl must be a bool, not int"),
+        ({"ssl_context": True}, "ssl_context must be an ssl.SSLContext, not bool"),
+        (
+            {"verify_ssl": True, "fingerprint": bytes(32)},
+            "verify_ssl and fingerprint exclude each other: give one of them",
+        ),
+        (
+            {"ssl": PIN, "ssl_context": ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)},
+            "ssl and ssl_context exclude each other: give one of them",
+        ),
+        (
+            {"ssl": None},
+            "ssl must be True, False (TLS without verification), an ssl.SSLContext or a Fingerprint, not NoneType",
+        ),
+        ({"local_addr": "127.0.0.1"}, "local_addr must be a pair (IP address, port), not 127.0.0.1"),
+        ({"local_addr": ("a.test", 0)}, "local_addr: a.test must be an IP address of this machine, not a name"),
+    ],
+)
+def test_what_is_wrong_with_an_option_is_said(options: dict[str, Any], message: str) -> None:
+    with pytest.raises((TypeError, ValueError)) as caught:
+        TCPConnector(**options)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"alpn_protocols": "h2"},
+            "alpn_protocols must be a sequence of names, as in ['h2', 'http/1.1'], not a single string",
+        ),
+        ({"alpn_protocols": [7]}, "the names in alpn_protocols must be str, not int"),
+        (
+            {"alpn_protocols": ["h2"], "ssl": ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)},
+            "alpn_protocols is for contexts that we make: call set_alpn_protocols on your SSLContext",
+        ),
+        (
+            {"ssl": ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)},
+            "this SSLContext is for servers: make one with ssl.create_default_context(), without Purpose.CLIENT_AUTH",
+        ),
+    ],
+)
+def test_what_is_wrong_with_an_option_of_a_call_is_said(
+    tcp: TCPConnector, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises((TypeError, InvalidTargetError)) as caught:
+        tcp.route("https://a.test", **options)
+    assert str(caught.value) == message
