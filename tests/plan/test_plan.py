@@ -16,7 +16,8 @@ import trioconn
 from trioconn import Fingerprint, InvalidTargetError, Proxy, TCPConnector, UnixConnector
 from trioconn._establish import unix
 from trioconn._establish.unix import check_unix_path
-from trioconn._route import ConnectStep, SocksStep, TCPHop, TLSStep, UnixHop
+from trioconn._names import parse_host
+from trioconn._route import ConnectStep, CustomHop, SocksStep, TCPHop, TLSStep, UnixHop
 
 if TYPE_CHECKING:
     from trioconn import BaseConnector, Route
@@ -720,3 +721,44 @@ def test_what_is_wrong_with_an_option_of_a_call_is_said(
     with pytest.raises((TypeError, InvalidTargetError)) as caught:
         tcp.route("https://a.test", **options)
     assert str(caught.value) == message
+
+
+def test_routes_of_a_connector_of_ones_own_differ_by_host_and_port() -> None:
+    own = Own()
+    route = own.route("http://a.test")
+    assert isinstance(route.first, CustomHop)
+    assert (route.first.host, route.first.port) == (parse_host("a.test"), 80)
+    assert len({route, own.route("http://b.test"), own.route("http://a.test:81"), own.route("http://a.test:80")}) == 3
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        (Target(host=""), "https:// needs a host, as in https://example.org"),
+        (Target(host=None), "https:// needs a host, as in https://example.org"),
+        (Target(scheme=7), "scheme must be a str, not int"),
+        (
+            "https://user@a.test",
+            "https://a.test: a target has no user or password; they belong into the request's headers",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_target_is_said(tcp: TCPConnector, target: Any, message: str) -> None:
+    with pytest.raises(InvalidTargetError) as caught:
+        tcp.route(target)
+    assert str(caught.value) == message
+
+
+def test_what_is_no_target(tcp: TCPConnector) -> None:
+    what = "a target is a URL, a Route of this connector, or has .scheme, .host and .port; this is a int"
+    with pytest.raises(TypeError) as caught:
+        tcp.route(443)
+    assert str(caught.value) == what
+
+
+@pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="no Unix sockets on this system")
+def test_the_root_is_no_path_of_another_connector() -> None:
+    own = UnixConnector("/run/x")
+    assert own.route("unix:/") == own.route("unix:///run/x") == own.route("unix:")
+    with pytest.raises(InvalidTargetError, match=r"not to '/run/y'; make another connector for that path$"):
+        own.route("unix:/run/y")
