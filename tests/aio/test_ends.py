@@ -117,6 +117,24 @@ def test_cancelled_while_the_guest_ends() -> None:
     on_plain_asyncio(main)
 
 
+@pytest.mark.parametrize("steps", range(6))
+def test_a_call_at_a_step_of_the_end(steps: int) -> None:
+    async def main() -> None:
+        async with trioconn.aio.guest() as portal:
+            running = asyncio.ensure_future(portal.run(trio.sleep_forever))
+            await portal.run(trio.sleep, 0)
+            portal.ask_to_leave()
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            late = asyncio.ensure_future(portal.run(trio.sleep_forever))
+            async with asyncio.timeout(5):
+                for call in (running, late):
+                    with pytest.raises(trioconn.ConnectorClosedError):
+                        await call
+
+    on_plain_asyncio(main)
+
+
 def test_calls_at_every_step_of_the_end() -> None:
     """Each has an answer, whichever step of the run's end it comes in."""
 

@@ -305,9 +305,14 @@ def test_questions(run: Run, setup: Setup) -> None:
             transport.set_protocol(second)
             assert transport.get_protocol() is second
             assert transport.is_reading() and "open" in repr(transport)
-            transport.pause_reading()
-            assert not transport.is_reading()
+            for _ in range(2):
+                transport.pause_reading()
+                assert not transport.is_reading()
+            for _ in range(2):
+                transport.resume_reading()
+                assert transport.is_reading()
             transport.abort()
+            transport.pause_reading()
             async with asyncio.timeout(5):
                 assert await second.lost is None
             assert not first.lost.done()

@@ -149,10 +149,7 @@ class Portal:
 
     def ask_to_leave(self) -> None:
         """Have `live` end."""
-        if self._token is None:  # it has not begun, and will find this
-            self._asked_to_leave.set()
-        else:
-            self.order(self._asked_to_leave.set)
+        self.order(self._asked_to_leave.set)
 
     def end(self) -> None:
         """The run is over, or will start nothing more: who still waits for it is told so. May be called again."""
@@ -239,9 +236,8 @@ class Call(Generic[T]):
             self._future.set_result(None)
 
     def refuse(self) -> None:
-        """The portal is closed: this call will not be started any more. A task that runs tells its end itself."""
-        if not self._ended and not self._values:
-            self._end(_over())
+        """The portal is closed, and the task of this call has not told its end: trio has crashed."""
+        self._end(_over())
 
     # ---- in asyncio --------------------------------------------------------------------------------------------------
 
