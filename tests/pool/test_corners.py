@@ -259,3 +259,15 @@ def test_an_attempt_says_how_far_it_has_come(desk: MakeDesk) -> None:
     assert repr(attempt) == f"<Attempt {attempt.number} at 'A': aborted>"
     pool.failed("A/1")
     assert repr(attempt) == f"<Attempt {attempt.number} at 'A': ended>"
+
+
+def test_a_route_that_failed_and_has_no_attempt_left_keeps_its_turn(desk: MakeDesk) -> None:
+    """It comes last (rule 6) only while another attempt of it is under way."""
+    pool = desk(1)
+    assert pool.wanted("w1", "A") == ["dial A/1"]
+    pool.wanted("w2", "A")
+    pool.wanted("x", "B")
+    assert pool.failed("A/1") == ["refuse w1", "dial B/1"]
+    pool.wanted("y", "C")
+    assert pool.dialed("B/1", "b") == ["grant x b"]
+    assert pool.released("b") == ["close b evicted", "dial A/2"]
