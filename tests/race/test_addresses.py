@@ -281,7 +281,7 @@ def test_site_local_is_a_scope() -> None:
 
 
 def test_what_can_be_reached_comes_first_and_the_rest_by_precedence() -> None:
-    own = {"fd00::1": "192.0.2.9"}  # nothing but the way there speaks for it
+    own = {"fd00::1": "169.254.1.1"}  # nothing but the way there speaks for it
     order = ["2001:db8::1", "fd00::1", "192.0.2.1"]
     expected = ["fd00::1", "2001:db8::1", "192.0.2.1"]
     assert texts(by_reachability(map(address, order), sources(**own))) == expected
