@@ -356,3 +356,18 @@ def test_repr_says_how_far_it_is() -> None:
     assert repr(connect) == "<ConnectExchange Refused(status=403, reason='no')>"
     with pytest.raises(RuntimeError, match=r"^the exchange is over$"):
         connect.feed(b"x")
+
+
+def test_garbage_in_the_body_of_a_refusal_ends_it_at_once() -> None:
+    """A proxy that does not close is not waited for."""
+    outcome = exchange().feed(b"HTTP/1.1 403 no\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\nzz\r\n")
+    assert isinstance(outcome, Refused)
+    assert (outcome.status, outcome.body) == (403, b"x")
+
+
+def test_a_refusal_is_over_with_the_last_byte_that_is_looked_at() -> None:
+    connect = exchange()
+    chunk = b"1;" + b"x" * 1000 + b"\r\ny\r\n"
+    answer = (b"HTTP/1.1 502 Bad\r\nTransfer-Encoding: chunked\r\n\r\n" + chunk * 200)[:MOST_ANSWER]
+    assert connect.feed(answer[:-1]) is None
+    assert isinstance(connect.feed(answer[-1:]), Refused)
