@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from trioconn._pool_state import Ranking
+
 MakeDesk = Callable[..., Any]
 
 
@@ -271,3 +273,18 @@ def test_a_route_that_failed_and_has_no_attempt_left_keeps_its_turn(desk: MakeDe
     pool.wanted("y", "C")
     assert pool.dialed("B/1", "b") == ["grant x b"]
     assert pool.released("b") == ["close b evicted", "dial A/2"]
+
+
+def test_a_ranking_outlasts_hundreds_of_changes() -> None:
+    """Outdated entries are passed over, and now and then thrown away."""
+    ranking: Ranking[str, float] = Ranking()
+    ranking.put("a", 0.0)  # in front of all that is outdated
+    for number in range(300):
+        ranking.put("b", 1000.0 - number)
+        ranking.put("c", 1000.0 - number)  # an equal key: whoever came first
+        assert ranking.first() == "a"
+        assert len(ranking._heap) <= 2 * 3 + 32
+    ranking.remove("a")
+    assert ranking.first() == "b"
+    ranking.put("b", 2000.0)
+    assert (ranking.first(), ranking.key("b"), ranking.key("c")) == ("c", 2000.0, 701.0)
