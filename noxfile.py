@@ -180,6 +180,7 @@ MUTATED = {
     "_establish.http_connect": ["proxies/test_http_connect.py", "proxies/test_fuzz.py"],
     "_establish.environment": ["proxies/test_environment.py"],
     "_establish.hosts_file": [
+        "resolve/test_hosts_file.py",
         "resolve/test_system_resolver.py::test_hosts_file",
         "resolve/test_system_resolver.py::test_where_the_hosts_file_is",
         "faults/test_fuzz.py",
