@@ -578,6 +578,27 @@ async def test_close_nowait_says_close_notify(stream_to) -> None:
     assert server.result() == "close_notify"
 
 
+@pytest.mark.parametrize("how", ["aclose", "aclose in https", "close_nowait"])
+async def test_all_that_was_sent_arrives_though_nobody_read_the_tickets(authority, serve, remote, how) -> None:
+    """A socket that is closed with something unread is reset, and what the peer has not taken yet is lost."""
+    tls, peer = await connect(authority, serve, remote, V13, https_compatible="https" in how)
+    await arrived(tls)  # the tickets, which a protocol that only sends never reads
+    if hasattr(socket, "TCP_NOTSENT_LOWAT"):  # so that all of it fits into our system's buffer
+        tls.transport_stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 2**31 - 1)
+    size = 150_000  # more than the peer's system takes before it reads
+    with trio.fail_after(20):
+        await tls.send_all(bytes(size))
+    if how == "close_nowait":
+        tls.close_nowait()
+    else:
+        await tls.aclose()
+    peer.settimeout(20)
+    received = 0
+    while data := peer.recv(65536):  # which raises after a reset
+        received += len(data)
+    assert received == size
+
+
 async def test_graceful_close_waits_for_the_peer(stream_to) -> None:
     def answers(sock: ssl.SSLSocket) -> str:
         how = strict(sock)

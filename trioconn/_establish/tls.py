@@ -483,6 +483,7 @@ class TLSStream(trio.abc.Stream, Generic[StreamT]):
             return
         if self._state == _BROKEN or self._https_compatible:
             self._state = _CLOSED
+            self._take_what_came()
             await self.transport_stream.aclose()
             return
         self._closing = True
@@ -502,6 +503,7 @@ class TLSStream(trio.abc.Stream, Generic[StreamT]):
         finally:
             self._closing = False
             self._state = _CLOSED
+        self._take_what_came()
         await self.transport_stream.aclose()
 
     async def aclose_gracefully(self, grace: float) -> None:
@@ -692,6 +694,7 @@ class TLSStream(trio.abc.Stream, Generic[StreamT]):
             if state == _OPEN and self._handshaken and not self._flushing and self._lower is not None:
                 self._engine.say_goodbye()
                 self._try_to_send(self._lower)
+                self._take_what_came()
         finally:
             transport = self._transport()
             if self._lower is not None:
@@ -701,6 +704,18 @@ class TLSStream(trio.abc.Stream, Generic[StreamT]):
             elif transport is not None and not self._disowned:
                 self._disowned = True
                 trio.lowlevel.spawn_system_task(_close_foreign, transport)
+
+    def _take_what_came(self) -> None:
+        """Leave nothing unread below: a socket that is closed so is reset, and what we sent last may never arrive.
+
+        Tickets of TLS 1.3 come unasked, and stay unread where a protocol only sends.
+        """
+        if self._lower is None:
+            return
+        try:
+            self._lower.receive_nowait(RECEIVE_SIZE)
+        except (trio.WouldBlock, trio.BusyResourceError, trio.BrokenResourceError, trio.ClosedResourceError):
+            pass  # nothing came, or somebody else takes it
 
     def fileno(self) -> int:
         """The number of the socket at the bottom; -1 when closed, or where none is known."""
