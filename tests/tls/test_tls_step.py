@@ -19,7 +19,7 @@ import trio.testing
 import trioconn
 from trioconn import events
 from trioconn._errors import CertificateError, FingerprintMismatchError, InvalidTargetError, TLSError
-from trioconn._establish import tls_context, tls_step
+from trioconn._establish import tls_context, tls_sessions, tls_step
 from trioconn._establish.sockets import SocketStream
 from trioconn._establish.tls import TLSStream
 from trioconn._establish.tls_sessions import LONGEST, SessionStore
@@ -521,6 +521,21 @@ async def test_resumption(authority, serve, version) -> None:
     for _ in range(6):
         server.result()
     assert server.resumed == [False, True, True, True, False, True]
+
+
+@both_versions
+@pytest.mark.parametrize("leaks", [True, False])
+async def test_where_looking_leaks_a_session_serves_again(authority, serve, version, leaks, monkeypatch) -> None:
+    """Each look at a session loses 6 KiB on some Pythons (python/cpython#116810). On others a ticket serves once."""
+    monkeypatch.setattr(tls_sessions, "_LOOKING_LEAKS", leaks)
+    server, context = serve(authority.server(version=version)), authority.client()
+    step, sessions = step_for(context), SessionStore()
+    resumed, offered = [], []
+    for _ in range(3):
+        resumed.append(await visit(server, step, sessions))
+        offered.append(sessions.offer("key", context))
+    assert resumed == [False, True, True]
+    assert len(set(map(id, offered))) == (1 if leaks else 3)
 
 
 async def test_a_ticket_comes_with_the_first_data(authority, serve) -> None:

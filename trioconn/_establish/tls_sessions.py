@@ -15,10 +15,15 @@ makes resumption sound is only *which* session is offered. So:
   look for them.
 * A session is offered for a day after the certificate was last seen. Each resumption may bring another ticket, which
   would otherwise carry a verdict on for ever.
+
+Some Pythons lose a copy of the session, 6 KiB, each time one is looked at (python/cpython#116810). On these a session
+that was accepted is offered again, and the next one is looked at when a server wanted a full handshake. On all others
+each connection brings its own, since a ticket that is used twice lets an onlooker link two connections (RFC 8446, C.4).
 """
 
 from __future__ import annotations
 
+import sys
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -39,6 +44,8 @@ LONGEST: Final = 86400.0
 """Seconds for which a verdict on a certificate is relied upon. RFC 8446 allows tickets seven days."""
 
 _MOST_TRIES: Final = 4  # looking costs a copy of the session, and some servers never send a ticket
+
+_LOOKING_LEAKS: Final = sys.version_info < (3, 12, 8) or (3, 13) <= sys.version_info < (3, 13, 1)
 
 
 @dataclass(slots=True)
@@ -89,7 +96,7 @@ class SessionStore:
         verified_at = trio.current_time()
         if stream.session_reused:
             kept = self._sessions.get(key)
-            if kept is None:  # it was dropped meanwhile
+            if kept is None or _LOOKING_LEAKS:  # it was dropped meanwhile, or will do again
                 return
             verified_at = kept.verified_at
         token = self._tokens.get(key)
