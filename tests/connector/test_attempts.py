@@ -6,6 +6,7 @@ import errno
 import socket
 import ssl
 import struct
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -322,8 +323,9 @@ async def test_a_peer_that_has_gone_already_has_no_address() -> None:
     async with ScriptedConnector(Succeed(stream=trio.SocketStream(client))) as connector:
         async with await connector.connect(A) as lease:
             assert lease.info.remote_address is None and lease.info.local_address[0] == "127.0.0.1"
-            with pytest.raises(trio.BrokenResourceError):
-                await lease.stream.receive_some()
+            if sys.platform != "win32":  # Wine makes a clean end of a reset
+                with pytest.raises(trio.BrokenResourceError):
+                    await lease.stream.receive_some()
         check_clean(connector)
 
 
