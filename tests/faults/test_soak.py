@@ -196,7 +196,9 @@ async def crowd(seconds: float, seed: int, server_context: ssl.SSLContext, clien
     # Everything that there is to have has been made in the first third; a leak grows with time.
     third = samples[len(samples) // 3 :]
     early, late = max(size for _, size in third[: len(third) // 2]), max(size for _, size in third[len(third) // 2 :])
-    assert late < early * 1.1 + 2**22, samples
+    assert late < early * 1.03 + 2**22, (
+        samples
+    )  # python/cpython#116810 took 14 MiB here, of 100, in a quarter of an hour
     assert all(server.restarts for server in servers) or seconds < 30
     assert not [outcome for outcome in outcomes if outcome.endswith(("EMFILE", "EBADF", "ENOTCONN", "EINVAL"))], (
         outcomes
