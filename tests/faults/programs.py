@@ -279,8 +279,9 @@ class Program:
         assert op == "settle"
         return "nothing"
 
-    def idle_wires(self) -> list[Wire]:
-        idle = {record.connection.raw if self.kind == "memory" else record.connection.fd for record in self.pool._idle}
+    def idle_wires(self, *, uses: int = 0) -> list[Wire]:
+        records = [record for record in self.pool._idle if record.uses >= uses]
+        idle = {record.connection.raw if self.kind == "memory" else record.connection.fd for record in records}
         return [
             wire for wire in self.world.live() if (wire.ours if self.kind == "memory" else wire.ours.fileno()) in idle
         ]
@@ -352,8 +353,9 @@ class Program:
             assert not idle[route], "waits beside an idle connection"
             if waiting > running[route]:
                 assert not room, "waits beside room, without an attempt"
-        for wire in self.idle_wires():
+        for wire in self.idle_wires(uses=1):  # one straight from its dial was not released: its server may speak first
             assert wire.poisoned or not wire.sullied, "what its peer has sullied was kept at release"
+        for wire in self.idle_wires():
             # (Of memory there is no descriptor to watch.)
             assert self.kind == "memory" or not wire.gone, "the peer has hung up, and nobody noticed"
         deadline = pool.deadline()
