@@ -16,6 +16,8 @@ import trio
 import trioconn
 from trioconn.aio import AiohttpConnector, Portal
 
+from .streams import Hidden
+
 MB = 1 << 20
 Run = Callable[[Callable[[Portal], Awaitable[Any]]], Any]
 
@@ -441,25 +443,6 @@ class Custom(trioconn.BaseConnector):
 
     async def create_stream(self, route: trioconn.Route) -> trio.abc.Stream:
         return await trioconn.start_tls(await trio.open_tcp_stream(route.host, route.port), route)
-
-
-class Hidden(trio.abc.Stream):
-    """A stream that shows nothing but trio's interface."""
-
-    def __init__(self, stream: trio.SocketStream) -> None:
-        self._inner = stream
-
-    async def send_all(self, data: Any) -> None:
-        await self._inner.send_all(data)
-
-    async def wait_send_all_might_not_block(self) -> None:
-        await self._inner.wait_send_all_might_not_block()
-
-    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        return await self._inner.receive_some(max_bytes)
-
-    async def aclose(self) -> None:
-        await self._inner.aclose()
 
 
 class Foreign(trioconn.BaseConnector):

@@ -21,6 +21,8 @@ import trioconn
 import trioconn.aio
 from trioconn.aio import AiohttpConnector, Portal
 
+from .streams import Hidden
+
 Run = Callable[[Callable[[Portal], Awaitable[Any]]], Any]
 
 
@@ -273,19 +275,7 @@ class Lingering(trioconn.BaseConnector):
         return Slow(await trio.open_tcp_stream(route.host, route.port))
 
 
-class Slow(trio.abc.Stream):
-    def __init__(self, stream: trio.SocketStream) -> None:
-        self._inner = stream
-
-    async def send_all(self, data: Any) -> None:
-        await self._inner.send_all(data)
-
-    async def wait_send_all_might_not_block(self) -> None:
-        await self._inner.wait_send_all_might_not_block()
-
-    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        return await self._inner.receive_some(max_bytes)
-
+class Slow(Hidden):
     async def aclose(self) -> None:
         try:
             await trio.sleep_forever()

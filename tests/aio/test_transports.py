@@ -21,6 +21,8 @@ from trioconn.aio import AiohttpConnector, Portal
 from trioconn.aio.readiness import READ, Readiness
 from trioconn.aio.task_transport import transport_for
 
+from .streams import Hidden
+
 MB = 1 << 20
 Run = Callable[[Callable[[Portal], Awaitable[Any]]], Any]
 Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -63,22 +65,12 @@ class ByTasks(trioconn.BaseConnector):
         return Plain(await trio.open_tcp_stream(route.host, route.port))
 
 
-class Plain(trio.abc.Stream):
+class Plain(Hidden):
+    """It shows its socket, as trio's own do."""
+
     def __init__(self, stream: trio.SocketStream) -> None:
+        super().__init__(stream)
         self.socket = stream.socket
-        self._inner = stream
-
-    async def send_all(self, data: Any) -> None:
-        await self._inner.send_all(data)
-
-    async def wait_send_all_might_not_block(self) -> None:
-        await self._inner.wait_send_all_might_not_block()
-
-    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        return await self._inner.receive_some(max_bytes)
-
-    async def aclose(self) -> None:
-        await self._inner.aclose()
 
 
 class Setup:

@@ -78,6 +78,15 @@ class Tape:
         )
         self.recording.uses.append(Use(self.ZERO, self.ZERO + at, 1))
 
+    def certificate_refused(self, error: trioconn.CertificateError) -> None:
+        """The one attempt came as far as the target's certificate."""
+        self(0.005, events.AttemptStarted, index=0, address=V4)
+        self(0.036, events.AttemptProgressed, index=0, stage="connect")
+        self(0.036, events.TLSStarted, hop=-1, server_name="example.test")
+        self(0.070, events.TLSFinished, hop=-1, error=error)
+        self(0.070, events.AttemptFailed, index=0, error=error)
+        self.failed(0.071, error)
+
     def failed(self, at: float, error: trioconn.ConnectError) -> None:
         self(at, events.DialFailed, error=error, stage=error.stage)
         self.recording.uses.append(Use(self.ZERO, self.ZERO + at, None, error))

@@ -67,12 +67,7 @@ def wrong_certificate() -> Tape:
         stage="tls",
     )
     error.verify_code = 62
-    tape(0.005, events.AttemptStarted, index=0, address=V4)
-    tape(0.036, events.AttemptProgressed, index=0, stage="connect")
-    tape(0.036, events.TLSStarted, hop=-1, server_name="example.test")
-    tape(0.070, events.TLSFinished, hop=-1, error=error)
-    tape(0.070, events.AttemptFailed, index=0, error=error)
-    tape.failed(0.071, error)
+    tape.certificate_refused(error)
     tape.recording.presented[-1] = OTHER
     return tape
 

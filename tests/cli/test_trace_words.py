@@ -29,12 +29,7 @@ def refused(code: int, presented: bytes | None) -> Tape:
     tape = Tape("https://example.test")
     error = trioconn.CertificateError("the certificate was not accepted", stage="tls")
     error.verify_code = code
-    tape(0.005, events.AttemptStarted, index=0, address=V4)
-    tape(0.036, events.AttemptProgressed, index=0, stage="connect")
-    tape(0.036, events.TLSStarted, hop=-1, server_name="example.test")
-    tape(0.070, events.TLSFinished, hop=-1, error=error)
-    tape(0.070, events.AttemptFailed, index=0, error=error)
-    tape.failed(0.071, error)
+    tape.certificate_refused(error)
     if presented is not None:
         tape.recording.presented[-1] = presented
     return tape

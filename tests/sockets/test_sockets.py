@@ -84,6 +84,12 @@ async def test_options(pair) -> None:
 # The probe
 
 
+def reset(peer: socket.socket) -> None:
+    """Close `peer` so that the other end meets a reset."""
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    peer.close()
+
+
 async def arrived(stream: SocketStream) -> None:
     """Until what the peer did has reached our socket."""
     await trio.lowlevel.wait_readable(stream.fileno())
@@ -127,8 +133,7 @@ async def test_probe_after_the_peer_ended(pair) -> None:
 async def test_probe_after_a_reset() -> None:
     ours, peer = connected_pair("tcp")
     stream = SocketStream(ours)
-    peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    peer.close()
+    reset(peer)
     await arrived(stream)
     assert not stream.probe()
     assert stream.probe_reason == "server closed"
@@ -412,8 +417,7 @@ async def test_closed_behind_its_back() -> None:
 async def test_half_close_of_what_was_reset() -> None:
     ours, peer = connected_pair("tcp")
     stream = SocketStream(ours)
-    peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    peer.close()
+    reset(peer)
     await arrived(stream)
     with pytest.raises(trio.BrokenResourceError):
         stream.receive_nowait()
@@ -426,8 +430,7 @@ async def test_closed_after_a_probe_met_a_reset() -> None:
     """The stream remembers the reset, but whoever closes it is told what he has done."""
     ours, peer = connected_pair("tcp")
     stream = SocketStream(ours)
-    peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    peer.close()
+    reset(peer)
     await arrived(stream)
     assert not stream.probe()
     with pytest.raises(trio.BrokenResourceError):

@@ -303,7 +303,8 @@ async def test_before_the_handshake_and_after_the_close(authority) -> None:
         assert tls.fileno() == -1
 
 
-async def test_over_foreign_transports(authority) -> None:
+async def over_a_foreign_socket(authority) -> tuple[TLSStream, TLSStream]:
+    """Both ends of a connection that stands, ours over a stream of trio's own."""
     left, right = socket.socketpair()
     sock = trio.SocketStream(trio.socket.from_stdlib_socket(left))
     tls = TLSStream(sock, authority.client(), server_hostname="a.test")
@@ -311,6 +312,12 @@ async def test_over_foreign_transports(authority) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(tls.do_handshake)
         nursery.start_soon(peer.do_handshake)
+    return tls, peer
+
+
+async def test_over_foreign_transports(authority) -> None:
+    tls, peer = await over_a_foreign_socket(authority)
+    left = tls.transport_stream.socket
     assert tls.probe()
     assert tls.fileno() == left.fileno()
     await peer.send_all(b"x")
@@ -345,14 +352,8 @@ async def test_over_foreign_transports(authority) -> None:
 
 
 async def test_a_foreign_socket_closed_underneath(authority) -> None:
-    left, right = socket.socketpair()
-    sock = trio.SocketStream(trio.socket.from_stdlib_socket(left))
-    tls = TLSStream(sock, authority.client(), server_hostname="a.test")
-    peer = TLSStream(SocketStream(right), authority.server(), server_side=True)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(tls.do_handshake)
-        nursery.start_soon(peer.do_handshake)
-    sock.socket.close()
+    tls, peer = await over_a_foreign_socket(authority)
+    tls.transport_stream.socket.close()
     assert not tls.probe()
     assert tls.probe_reason == "closed"
     tls.close_nowait()
